@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine-side decisions about sessions and turns, apart from any engine.
+
+The vLLM plug-in and the simulator own the mechanism (queues, blocks, steps) and ask one
+:class:`CoScheduler` the same questions in the same order; that is what makes them agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from mars.core import events
+from mars.core.model import Activity, Load, Session, SessionState, ToolCall, Turn
+from mars.core.policy import Rank, SchedulingPolicy
+
+Emit = Callable[[events.Event], None]
+
+
+@dataclass(slots=True, frozen=True)
+class RetentionLimits:
+    """Hard bounds on held KV, whatever a policy wishes (chosen; DESIGN section 5).
+
+    ``max_share`` of the KV pool (0..1) may be held for tool-blocked sessions, each for at
+    most ``max_hold_s`` seconds. ``session_idle_s`` after its last turn a session is
+    forgotten, which bounds memory when nobody says that it ended.
+    """
+
+    max_share: float = 0.5
+    max_hold_s: float = 120.0
+    session_idle_s: float = 3600.0
+
+
+@dataclass(slots=True)
+class HeldKv:
+    """References held on the KV of one tool-blocked session."""
+
+    session: Session
+    num_blocks: int
+    held_since: float
+
+
+class CoScheduler:
+    """Sessions, their turns in the engine, and what is decided about them.
+
+    Args:
+        policy: the scheduling policy.
+        num_blocks: usable KV blocks of the engine.
+        block_size: tokens per KV block.
+        emit: receives every event.
+        limits: hard bounds on retention.
+    """
+
+    def __init__(
+        self,
+        policy: SchedulingPolicy,
+        *,
+        num_blocks: int,
+        block_size: int,
+        emit: Emit,
+        limits: RetentionLimits | None = None,
+    ) -> None:
+        self.policy = policy
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.emit = emit
+        self.limits = limits or RetentionLimits()
+        self.sessions: dict[str, Session] = {}
+        self.turns: dict[str, Turn] = {}
+        self.held: dict[str, HeldKv] = {}
+        self.computed_tokens = 0
+        self.recomputed_tokens = 0
+        self.preemptions = 0
+        self.shrunk_chunks = 0
+        self.prefix_queries_tokens = 0
+        self.prefix_hits_tokens = 0
+        self._last_step_at: float | None = None
+        self._next_sweep_at = 0.0
+
+    # --- sessions --------------------------------------------------------------------
+    def session(self, session_id: str, now: float) -> Session:
+        """The session of that id; made when not known."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            session = self.sessions[session_id] = Session(session_id, arrival_time=now)
+        return session
+
+    def tool_started(self, call: ToolCall, expected_return_at: float | None = None) -> None:
+        """The control plane saw a tool of this session queue or start."""
+        session = self.sessions.get(call.session_id)
+        if session is not None and session.num_open_turns == 0:
+            session.tool = call
+            session.expected_return_at = expected_return_at
+
+    def tool_finished(self, session_id: str, now: float) -> None:
+        """The control plane saw the session's tool end: its next turn is due."""
+        session = self.sessions.get(session_id)
+        if session is not None and session.tool is not None:
+            session.tool.finished_at = now
+            session.expected_return_at = now
+
+    def end_session(self, session_id: str) -> bool:
+        """Forget a session once its turns are gone; True if held KV must be released."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            return False
+        session.state = SessionState.ENDED
+        if session.num_open_turns == 0:
+            del self.sessions[session_id]
+        return session_id in self.held
+
+    # --- turns -----------------------------------------------------------------------
+    def submit(
+        self,
+        request_id: str,
+        session_id: str | None,
+        num_prompt_tokens: int,
+        now: float,
+        max_output_tokens: int = 0,
+    ) -> Turn:
+        """A turn enters the engine. Without a session id it is a session of one turn."""
+        session = self.session(session_id or request_id, now)
+        session.activity = Activity.REASONING
+        session.tool = None
+        session.expected_return_at = None
+        turn = Turn(
+            request_id=request_id,
+            session=session,
+            turn_index=session.num_turns,
+            arrival_time=now,
+            num_prompt_tokens=num_prompt_tokens,
+            num_cached_tokens=min(session.cached_tokens, max(0, num_prompt_tokens - 1)),
+        )
+        session.num_turns += 1
+        session.num_open_turns += 1
+        self.turns[request_id] = turn
+        self.policy.on_submit(turn, now)
+        self.emit(
+            events.TurnSubmitted(
+                time=now,
+                session_id=session.session_id,
+                request_id=request_id,
+                turn_index=turn.turn_index,
+                num_prompt_tokens=num_prompt_tokens,
+                projected_kv_blocks=self.blocks_of(num_prompt_tokens + max_output_tokens),
+            )
+        )
+        return turn
+
+    def started(self, turn: Turn, num_cached_tokens: int, reusable_tokens: int, now: float) -> None:
+        """A waiting turn got its first chunk (again, after a preemption).
+
+        ``num_cached_tokens``: its prefix-cache hit. ``reusable_tokens``: how much of it
+        had been computed before for this session, or before the preemption; what of that
+        was not hit counts as recomputed (whole blocks only).
+        """
+        turn.is_running = True
+        turn.num_cached_tokens = turn.num_computed_tokens = num_cached_tokens
+        whole = reusable_tokens // self.block_size * self.block_size
+        lost = max(0, whole - num_cached_tokens)
+        turn.num_recomputed_tokens += lost
+        self.recomputed_tokens += lost
+        if turn.first_scheduled_at is not None:
+            return
+        turn.first_scheduled_at = now
+        self.prefix_queries_tokens += turn.num_prompt_tokens
+        self.prefix_hits_tokens += num_cached_tokens
+        self.emit(
+            events.TurnStarted(
+                time=now,
+                session_id=turn.session.session_id,
+                request_id=turn.request_id,
+                turn_index=turn.turn_index,
+                num_cached_tokens=num_cached_tokens,
+                queue_s=now - turn.arrival_time,
+            )
+        )
+
+    def served(self, served: Iterable[tuple[Turn, int]], now: float) -> None:
+        """The step planned at ``now`` computes these many tokens of these turns."""
+        step_s = 0.0 if self._last_step_at is None else now - self._last_step_at
+        self._last_step_at = now
+        for turn, num_tokens in served:
+            session = turn.session
+            # A turn not served in the step before has not used the time since.
+            if turn.last_service_time is not None and now - turn.last_service_time <= step_s:
+                session.attained_service_s += now - turn.last_service_time
+            self.policy.on_service(turn, num_tokens, now)
+            turn.num_computed_tokens += num_tokens
+            session.num_computed_tokens += num_tokens
+            self.computed_tokens += num_tokens
+            turn.last_service_time = session.last_service_time = now
+
+    def first_token(self, turn: Turn, now: float) -> None:
+        """The turn's first output token was sampled."""
+        turn.first_token_at = now
+        self.emit(
+            events.FirstToken(
+                time=now,
+                session_id=turn.session.session_id,
+                request_id=turn.request_id,
+                turn_index=turn.turn_index,
+                ttft_s=now - turn.arrival_time,
+            )
+        )
+
+    def preempted(self, turn: Turn, now: float) -> None:
+        """A running turn lost its KV and waits again."""
+        lost = turn.num_computed_tokens
+        turn.is_running = False
+        turn.num_preemptions += 1
+        turn.num_cached_tokens = turn.num_computed_tokens = 0
+        self.preemptions += 1
+        self.policy.on_preempt(turn, now)
+        self.emit(
+            events.TurnPreempted(
+                time=now,
+                session_id=turn.session.session_id,
+                request_id=turn.request_id,
+                lost_tokens=lost,
+                rank=self.policy.rank(turn, now),
+            )
+        )
+
+    def shrunk(self, turn: Turn, wanted: int, granted: int, now: float) -> None:
+        """A prefill chunk was cut to what memory had."""
+        self.shrunk_chunks += 1
+        self.emit(
+            events.ChunkShrunk(
+                time=now,
+                session_id=turn.session.session_id,
+                request_id=turn.request_id,
+                wanted_tokens=wanted,
+                granted_tokens=granted,
+            )
+        )
+
+    def finished(
+        self, turn: Turn, load: Load, now: float, *, reason: str, num_cached_blocks: int
+    ) -> bool:
+        """A turn left the engine; True when the references on its KV are to be held.
+
+        ``num_cached_blocks``: full blocks of it that can serve a next turn.
+        """
+        session = turn.session
+        del self.turns[turn.request_id]
+        session.num_open_turns -= 1
+        session.context_tokens = turn.num_tokens
+        session.cached_tokens = num_cached_blocks * self.block_size
+        session.last_turn_finished_at = now
+        session.activity = Activity.ACTING
+        self.policy.on_finish(turn, now)
+        hold = (
+            num_cached_blocks > 0
+            and session.state is not SessionState.ENDED
+            and session.num_open_turns == 0
+            and reason != "abort"
+            and self.policy.holds_kv(session, load, now)
+            and self._held_blocks() + num_cached_blocks <= self.limits.max_share * self.num_blocks
+        )
+        self.emit(
+            events.TurnFinished(
+                time=now,
+                session_id=session.session_id,
+                request_id=turn.request_id,
+                turn_index=turn.turn_index,
+                num_prompt_tokens=turn.num_prompt_tokens,
+                num_output_tokens=turn.num_output_tokens,
+                num_cached_tokens=turn.num_cached_tokens,
+                num_recomputed_tokens=turn.num_recomputed_tokens,
+                num_preemptions=turn.num_preemptions,
+                freed_blocks=0 if hold else num_cached_blocks,
+                retained_blocks=num_cached_blocks if hold else 0,
+                finish_reason=reason,
+            )
+        )
+        if hold:
+            self.held[session.session_id] = HeldKv(session, num_cached_blocks, now)
+            value = self.policy.retention_value(session, load, now)
+            self.emit(
+                events.KvRetained(
+                    time=now,
+                    session_id=session.session_id,
+                    num_blocks=num_cached_blocks,
+                    value=value,
+                )
+            )
+        if session.state is SessionState.ENDED and session.num_open_turns == 0:
+            self.sessions.pop(session.session_id, None)
+        return hold
+
+    # --- order and limits ------------------------------------------------------------
+    def rank(self, turn: Turn, now: float) -> Rank:
+        """Service order of a turn; ties go by arrival, then request id."""
+        return self.policy.rank(turn, now)
+
+    def order(self, turns: Iterable[Turn], now: float) -> list[Turn]:
+        """Turns in service order: the last is preempted first."""
+        rank = self.policy.rank
+        return sorted(turns, key=lambda t: (rank(t, now), t.arrival_time, t.request_id))
+
+    def may_start(self, turn: Turn, running: Iterable[Turn], free_blocks: int) -> bool:
+        """Whether memory has room for this prefill beside the unfinished ones.
+
+        Half-computed prompts that together exceed the memory evict one another for ever
+        (measured on the authors' preview: 6x the prefill work), so a policy may ask that
+        a prefill starts only when it can also finish. Alone, a turn may always start.
+        """
+        if not self.policy.bounds_partial_prefills:
+            return True
+        pending = 0
+        is_alone = True
+        for other in running:
+            is_alone = False
+            pending += self.blocks_of(max(1, other.num_tokens - other.num_computed_tokens))
+        if is_alone:
+            return True
+        own = self.held.get(turn.session.session_id)
+        available = free_blocks + self._held_blocks()
+        if own is not None:
+            available -= own.num_blocks
+        need = self.blocks_of(turn.num_tokens + 1) - (own.num_blocks if own else 0)
+        return need + pending <= available
+
+    def blocks_of(self, num_tokens: int) -> int:
+        """KV blocks that hold so many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    # --- retention -------------------------------------------------------------------
+    def expired(self, load: Load, now: float) -> list[tuple[str, str]]:
+        """Held sessions to release now, with the reason; also forgets idle sessions."""
+        out: list[tuple[str, str]] = []
+        for session_id, held in self.held.items():
+            if now - held.held_since > self.limits.max_hold_s:
+                out.append((session_id, "bound"))
+            elif not self.policy.holds_kv(held.session, load, now):
+                out.append((session_id, "expired"))
+        if now >= self._next_sweep_at:
+            self._next_sweep_at = now + 60.0
+            self._forget_idle(now)
+        return out
+
+    def release_order(self, load: Load, now: float) -> list[str]:
+        """Held sessions, the least worth keeping first (release under pressure)."""
+        value = self.policy.retention_value
+        return sorted(self.held, key=lambda s: (value(self.held[s].session, load, now), s))
+
+    def value(self, session_id: str, load: Load, now: float) -> float:
+        """Worth of keeping a session's cached blocks; unknown sessions come first."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            return -1.0e18
+        return self.policy.retention_value(session, load, now)
+
+    def released(self, session_id: str, reason: str, now: float) -> None:
+        """The mechanism let go of the references it held for this session."""
+        held = self.held.pop(session_id)
+        self.emit(
+            events.KvReleased(
+                time=now,
+                session_id=session_id,
+                num_blocks=held.num_blocks,
+                held_s=now - held.held_since,
+                reason=reason,
+            )
+        )
+
+    def evicted(self, session_id: str, num_blocks: int, value: float, now: float) -> None:
+        """Cached blocks of this session were given to somebody else."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            return
+        session.cached_tokens = max(0, session.cached_tokens - num_blocks * self.block_size)
+        self.emit(
+            events.KvEvicted(
+                time=now, session_id=session_id, num_blocks=num_blocks, value=value
+            )
+        )
+
+    def _held_blocks(self) -> int:
+        return sum(h.num_blocks for h in self.held.values())
+
+    def _forget_idle(self, now: float) -> None:
+        limit = now - self.limits.session_idle_s
+        stale = [
+            s.session_id
+            for s in self.sessions.values()
+            if s.num_open_turns == 0
+            and (s.last_turn_finished_at or s.arrival_time) < limit
+            and s.session_id not in self.held
+        ]
+        for session_id in stale:
+            del self.sessions[session_id]

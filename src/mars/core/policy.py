@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy protocols, their defaults, and the registry that finds one by name.
+
+A scheduling policy decides inside the engine, an admission policy in the control plane,
+a tool policy in the tool runtime. All are pure given their own state: they never block,
+never raise, never read a clock.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from mars.core.model import ActiveSet, HeldSession, Load, Session, ToolCall, Turn
+
+Rank = tuple[float, ...]
+"""Order key: smallest is served first; largest is preempted and evicted first."""
+
+
+class SchedulingPolicy(Protocol):
+    """Answers the engine's questions about turns and the KV of their sessions."""
+
+    name: str
+    evicts_by_value: bool
+    """Free cached blocks are evicted by ``retention_value`` instead of LRU."""
+    shrinks_chunks: bool
+    """A prefill chunk that does not fit is cut to what fits before anyone is preempted."""
+    bounds_partial_prefills: bool
+    """A prefill starts only if it and the unfinished ones fit in memory together."""
+
+    def rank(self, turn: Turn, now: float) -> Rank:
+        """Service order; the last is preempted first. Total, stable within a step."""
+        ...
+
+    def prefill_quantum(self, turn: Turn, now: float) -> int | None:
+        """Most prefill tokens of this turn in one step, or None for no cap."""
+        ...
+
+    def retention_value(self, session: Session, load: Load, now: float) -> float:
+        """What keeping this idle session's prefix is worth per block; <= 0: release."""
+        ...
+
+    def holds_kv(self, session: Session, load: Load, now: float) -> bool:
+        """Whether to hold references on the KV of a session whose turn just ended, and
+        asked again each step while held; False leaves the blocks free but cached."""
+        ...
+
+    def on_submit(self, turn: Turn, now: float) -> None:
+        """A turn entered the engine."""
+        ...
+
+    def on_service(self, turn: Turn, num_tokens: int, now: float) -> None:
+        """A step served ``num_tokens`` of this turn (called after the step is planned)."""
+        ...
+
+    def on_preempt(self, turn: Turn, now: float) -> None:
+        """A running turn lost its KV and waits again."""
+        ...
+
+    def on_finish(self, turn: Turn, now: float) -> None:
+        """A turn left the engine (finished or aborted)."""
+        ...
+
+
+class AdmissionPolicy(Protocol):
+    """Decides how many sessions may be active, and which held one goes next."""
+
+    name: str
+
+    def admit(
+        self, held: Sequence[HeldSession], active: ActiveSet, load: Load, now: float
+    ) -> list[str]:
+        """Session ids to admit now, in order. Called at each arrival, end and tick."""
+        ...
+
+    def window(self, load: Load, now: float) -> float:
+        """How many sessions may be active (``math.inf``: no bound). For display too."""
+        ...
+
+    def on_end(self, session: Session, now: float) -> None:
+        """A session ended: learn from it."""
+        ...
+
+    def on_tick(self, active: ActiveSet, load: Load, now: float) -> None:
+        """One control interval passed: move the window."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Small, JSON-ready account of why the window is what it is."""
+        ...
+
+
+class ToolPolicy(Protocol):
+    """Orders the tool queue and says how many tools run at once."""
+
+    name: str
+
+    def rank(self, call: ToolCall, session: Session, now: float) -> Rank:
+        """Order of the tool queue; smallest starts first."""
+        ...
+
+    def slots(self, load: Load, now: float) -> int | None:
+        """How many tools may run at once, or None for the configured number."""
+        ...
+
+    def on_finish(self, call: ToolCall, now: float) -> None:
+        """A tool call ended: learn from it."""
+        ...
+
+
+class BasePolicy:
+    """Defaults of a scheduling policy: FCFS, plain LRU, nothing held, nothing capped."""
+
+    name: ClassVar[str] = "base"
+    evicts_by_value: bool = False
+    shrinks_chunks: bool = False
+    bounds_partial_prefills: bool = False
+
+    def rank(self, turn: Turn, now: float) -> Rank:
+        return (turn.arrival_time,)
+
+    def prefill_quantum(self, turn: Turn, now: float) -> int | None:
+        return None
+
+    def retention_value(self, session: Session, load: Load, now: float) -> float:
+        return 0.0
+
+    def holds_kv(self, session: Session, load: Load, now: float) -> bool:
+        return False
+
+    def on_submit(self, turn: Turn, now: float) -> None: ...
+
+    def on_service(self, turn: Turn, num_tokens: int, now: float) -> None: ...
+
+    def on_preempt(self, turn: Turn, now: float) -> None: ...
+
+    def on_finish(self, turn: Turn, now: float) -> None: ...
+
+
+class BaseAdmission:
+    """Defaults of an admission policy: everybody at once, first come first served."""
+
+    name: ClassVar[str] = "base"
+
+    def admit(
+        self, held: Sequence[HeldSession], active: ActiveSet, load: Load, now: float
+    ) -> list[str]:
+        room = self.window(load, now) - len(active)
+        ids = [h.session.session_id for h in held]
+        return ids if room == math.inf else ids[: max(0, int(room))]
+
+    def window(self, load: Load, now: float) -> float:
+        return math.inf
+
+    def on_end(self, session: Session, now: float) -> None: ...
+
+    def on_tick(self, active: ActiveSet, load: Load, now: float) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+class UnknownPolicyError(ValueError):
+    """No policy of that name; the message lists those there are."""
+
+
+_T = TypeVar("_T")
+
+
+class Registry:
+    """Names to classes; a dotted path (``pkg.module.Class``) needs no registration."""
+
+    def __init__(self, what: str, modules: Sequence[str]) -> None:
+        self._what = what
+        self._modules = tuple(modules)
+        self._classes: dict[str, type[Any]] = {}
+
+    def register(self, name: str) -> Callable[[type[_T]], type[_T]]:
+        """Class decorator; a name taken twice is an error."""
+
+        def add(cls: type[_T]) -> type[_T]:
+            if name in self._classes:
+                raise ValueError(f"{self._what} {name!r} is registered twice")
+            cls.name = name  # type: ignore[attr-defined]
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        self._load()
+        return sorted(self._classes)
+
+    def create(self, spec: str, **options: Any) -> Any:
+        """Make a policy from ``name``, ``name:ARG`` or a dotted path.
+
+        Raises:
+            UnknownPolicyError: no such name, module or class, or an option it lacks.
+        """
+        self._load()
+        name, _, argument = spec.partition(":")
+        cls = self._classes.get(name) or self._import(name)
+        arguments = [_number(argument)] if argument else []
+        try:
+            return cls(*arguments, **options)
+        except TypeError as error:
+            raise UnknownPolicyError(f"{self._what} {spec!r}: {error}") from error
+
+    def _import(self, path: str) -> type[Any]:
+        module, _, attribute = path.rpartition(".")
+        if not module:
+            raise UnknownPolicyError(
+                f"unknown {self._what} {path!r}; known: {', '.join(sorted(self._classes))}, "
+                "or a dotted path to a class"
+            )
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UnknownPolicyError(f"{self._what} {path!r}: {error}") from error
+
+    def _load(self) -> None:
+        for module in self._modules:
+            importlib.import_module(module)
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+scheduling_policies = Registry("scheduling policy", ["mars.core.policies"])
+admission_policies = Registry("admission policy", ["mars.core.admissions"])
+tool_policies = Registry("tool policy", ["mars.core.toolqueue"])
