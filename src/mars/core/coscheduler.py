@@ -106,7 +106,7 @@ class CoScheduler:
             return False
         session.state = SessionState.ENDED
         if session.num_open_turns == 0:
-            del self.sessions[session_id]
+            self._forget(session)
         return session_id in self.held
 
     # --- turns -----------------------------------------------------------------------
@@ -117,12 +117,13 @@ class CoScheduler:
         num_prompt_tokens: int,
         now: float,
         max_output_tokens: int = 0,
+        priority: int = 0,
     ) -> Turn:
         """A turn enters the engine. Without a session id it is a session of one turn."""
         session = self.session(session_id or request_id, now)
+        if session_id is None:
+            session.state = SessionState.ENDED
         session.activity = Activity.REASONING
-        session.tool = None
-        session.expected_return_at = None
         turn = Turn(
             request_id=request_id,
             session=session,
@@ -130,11 +131,15 @@ class CoScheduler:
             arrival_time=now,
             num_prompt_tokens=num_prompt_tokens,
             num_cached_tokens=min(session.cached_tokens, max(0, num_prompt_tokens - 1)),
+            priority=priority,
         )
         session.num_turns += 1
         session.num_open_turns += 1
         self.turns[request_id] = turn
         self.policy.on_submit(turn, now)
+        # Only now: the policy learns from the tool call that this turn returns from.
+        session.tool = None
+        session.expected_return_at = None
         self.emit(
             events.TurnSubmitted(
                 time=now,
@@ -150,10 +155,12 @@ class CoScheduler:
     def started(self, turn: Turn, num_cached_tokens: int, reusable_tokens: int, now: float) -> None:
         """A waiting turn got its first chunk (again, after a preemption).
 
-        ``num_cached_tokens``: its prefix-cache hit. ``reusable_tokens``: how much of it
-        had been computed before for this session, or before the preemption; what of that
-        was not hit counts as recomputed (whole blocks only).
+        ``num_cached_tokens``: its prefix-cache hit. ``reusable_tokens``: how much of its
+        prompt had been computed before for this session; after a preemption, what was
+        computed then. What of that was not hit counts as recomputed (whole blocks only).
         """
+        if turn.num_preemptions:
+            reusable_tokens = turn.num_lost_tokens
         turn.is_running = True
         turn.num_cached_tokens = turn.num_computed_tokens = num_cached_tokens
         whole = reusable_tokens // self.block_size * self.block_size
@@ -209,6 +216,7 @@ class CoScheduler:
         lost = turn.num_computed_tokens
         turn.is_running = False
         turn.num_preemptions += 1
+        turn.num_lost_tokens = lost
         turn.num_cached_tokens = turn.num_computed_tokens = 0
         self.preemptions += 1
         self.policy.on_preempt(turn, now)
@@ -286,18 +294,17 @@ class CoScheduler:
                 )
             )
         if session.state is SessionState.ENDED and session.num_open_turns == 0:
-            self.sessions.pop(session.session_id, None)
+            self._forget(session)
         return hold
 
     # --- order and limits ------------------------------------------------------------
-    def rank(self, turn: Turn, now: float) -> Rank:
-        """Service order of a turn; ties go by arrival, then request id."""
-        return self.policy.rank(turn, now)
+    def rank_key(self, turn: Turn, now: float) -> tuple[Rank, float, str]:
+        """Service order of a turn, the last preempted first; ties go by arrival."""
+        return (self.policy.rank(turn, now), turn.arrival_time, turn.request_id)
 
     def order(self, turns: Iterable[Turn], now: float) -> list[Turn]:
-        """Turns in service order: the last is preempted first."""
-        rank = self.policy.rank
-        return sorted(turns, key=lambda t: (rank(t, now), t.arrival_time, t.request_id))
+        """Turns in service order."""
+        return sorted(turns, key=lambda t: self.rank_key(t, now))
 
     def may_start(self, turn: Turn, running: Iterable[Turn], free_blocks: int) -> bool:
         """Whether memory has room for this prefill beside the unfinished ones.
@@ -345,6 +352,23 @@ class CoScheduler:
         value = self.policy.retention_value
         return sorted(self.held, key=lambda s: (value(self.held[s].session, load, now), s))
 
+    def reclaimable(self, turn: Turn, free_blocks: int, load: Load, now: float) -> list[str]:
+        """Held sessions to release, in order, until this turn's allocation succeeds.
+
+        A running turn may take any, before anyone is preempted. A waiting turn takes only
+        what the policy yields to it, and nothing when that would not be enough.
+        """
+        own = turn.session.session_id
+        order = [s for s in self.release_order(load, now) if s != own]
+        if turn.is_running:
+            return order
+        yields = self.policy.yields_to
+        order = [s for s in order if yields(self.held[s].session, turn, load, now)]
+        within_reach = free_blocks + sum(self.held[s].num_blocks for s in order)
+        if own in self.held:
+            within_reach += self.held[own].num_blocks
+        return order if self.blocks_of(turn.num_tokens + 1) <= within_reach else []
+
     def value(self, session_id: str, load: Load, now: float) -> float:
         """Worth of keeping a session's cached blocks; unknown sessions come first."""
         session = self.sessions.get(session_id)
@@ -383,11 +407,15 @@ class CoScheduler:
     def _forget_idle(self, now: float) -> None:
         limit = now - self.limits.session_idle_s
         stale = [
-            s.session_id
+            s
             for s in self.sessions.values()
             if s.num_open_turns == 0
             and (s.last_turn_finished_at or s.arrival_time) < limit
             and s.session_id not in self.held
         ]
-        for session_id in stale:
-            del self.sessions[session_id]
+        for session in stale:
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        if self.sessions.pop(session.session_id, None) is not None:
+            self.policy.on_end(session)

@@ -75,6 +75,8 @@ class Session:
     tenant: str = "default"
     weight: float = 1.0
     policy_state: Any = None
+    engine_state: Any = None
+    """Belongs to the engine adapter, as ``policy_state`` does to the policy."""
 
 
 @dataclass(slots=True)
@@ -92,7 +94,11 @@ class Turn:
     num_output_tokens: int = 0
     num_kv_blocks: int = 0
     num_preemptions: int = 0
+    num_lost_tokens: int = 0
+    """Tokens that were computed when it was last preempted."""
     num_recomputed_tokens: int = 0
+    priority: int = 0
+    """What the client stamped on the request; lower is sooner, as in vLLM."""
     is_running: bool = False
     is_last_turn: bool | None = None
     first_scheduled_at: float | None = None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from mars.core.model import ActiveSet, HeldSession, Load, Session, ToolCall, Turn
+from mars.core.retention import FlatCost, PrefillCost
 
 Rank = tuple[float, ...]
 """Order key: smallest is served first; largest is preempted and evicted first."""
@@ -29,6 +30,8 @@ class SchedulingPolicy(Protocol):
     """A prefill chunk that does not fit is cut to what fits before anyone is preempted."""
     bounds_partial_prefills: bool
     """A prefill starts only if it and the unfinished ones fit in memory together."""
+    keeps_engine_order: bool
+    """The engine's own queue, order and eviction stay untouched (the FCFS reference)."""
 
     def rank(self, turn: Turn, now: float) -> Rank:
         """Service order; the last is preempted first. Total, stable within a step."""
@@ -47,6 +50,13 @@ class SchedulingPolicy(Protocol):
         asked again each step while held; False leaves the blocks free but cached."""
         ...
 
+    def yields_to(self, held: Session, turn: Turn, load: Load, now: float) -> bool:
+        """Whether KV held for ``held`` may be released so that waiting ``turn`` starts.
+
+        A running turn may always take it: held KV goes before anyone is preempted.
+        """
+        ...
+
     def on_submit(self, turn: Turn, now: float) -> None:
         """A turn entered the engine."""
         ...
@@ -61,6 +71,10 @@ class SchedulingPolicy(Protocol):
 
     def on_finish(self, turn: Turn, now: float) -> None:
         """A turn left the engine (finished or aborted)."""
+        ...
+
+    def on_end(self, session: Session) -> None:
+        """A session is forgotten (it ended, or was idle for too long): learn from it."""
         ...
 
 
@@ -97,6 +111,10 @@ class ToolPolicy(Protocol):
 
     name: str
 
+    def on_queue(self, call: ToolCall, session: Session, now: float) -> None:
+        """A tool call was asked for and joins the queue; called once, before ``rank``."""
+        ...
+
     def rank(self, call: ToolCall, session: Session, now: float) -> Rank:
         """Order of the tool queue; smallest starts first."""
         ...
@@ -106,17 +124,48 @@ class ToolPolicy(Protocol):
         ...
 
     def on_finish(self, call: ToolCall, now: float) -> None:
-        """A tool call ended: learn from it."""
+        """A tool call left: it ended (``finished_at`` set: learn from it) or was given up."""
+        ...
+
+    def on_session_end(self, session_id: str, now: float) -> None:
+        """A session ended: forget it, and learn how many calls it made."""
         ...
 
 
+class BaseToolPolicy:
+    """Defaults of a tool policy: first come, first served, on the configured slots."""
+
+    name: ClassVar[str] = "base"
+
+    def on_queue(self, call: ToolCall, session: Session, now: float) -> None: ...
+
+    def rank(self, call: ToolCall, session: Session, now: float) -> Rank:
+        return (call.queued_at,)
+
+    def slots(self, load: Load, now: float) -> int | None:
+        return None
+
+    def on_finish(self, call: ToolCall, now: float) -> None: ...
+
+    def on_session_end(self, session_id: str, now: float) -> None: ...
+
+
 class BasePolicy:
-    """Defaults of a scheduling policy: FCFS, plain LRU, nothing held, nothing capped."""
+    """Defaults of a scheduling policy: FCFS, plain LRU, nothing held, nothing capped.
+
+    Args:
+        cost: prices prefill in seconds (``mars.core.cost.CostModel`` or alike); without
+            one, the flat 2e-4 s per token of InferCept's port in the authors' preview.
+    """
 
     name: ClassVar[str] = "base"
     evicts_by_value: bool = False
     shrinks_chunks: bool = False
     bounds_partial_prefills: bool = False
+    keeps_engine_order: bool = False
+
+    def __init__(self, *, cost: PrefillCost | None = None) -> None:
+        self.cost: PrefillCost = cost or FlatCost()
 
     def rank(self, turn: Turn, now: float) -> Rank:
         return (turn.arrival_time,)
@@ -130,6 +179,9 @@ class BasePolicy:
     def holds_kv(self, session: Session, load: Load, now: float) -> bool:
         return False
 
+    def yields_to(self, held: Session, turn: Turn, load: Load, now: float) -> bool:
+        return True
+
     def on_submit(self, turn: Turn, now: float) -> None: ...
 
     def on_service(self, turn: Turn, num_tokens: int, now: float) -> None: ...
@@ -137,6 +189,8 @@ class BasePolicy:
     def on_preempt(self, turn: Turn, now: float) -> None: ...
 
     def on_finish(self, turn: Turn, now: float) -> None: ...
+
+    def on_end(self, session: Session) -> None: ...
 
 
 class BaseAdmission:

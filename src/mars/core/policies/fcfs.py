@@ -10,5 +10,7 @@ from mars.core.policy import BasePolicy, scheduling_policies
 class Fcfs(BasePolicy):
     """First come, first served; plain LRU; nothing is held over a tool call.
 
-    Ignores sessions altogether, as vLLM does.
+    Ignores sessions altogether, as vLLM does: the plug-in only watches.
     """
+
+    keeps_engine_order = True

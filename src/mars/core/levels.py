@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-level feedback: which level a turn is at, and what a level may do in one step."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, frozen=True)
+class Levels:
+    """Levels 0 (first) .. n; the constants are those of the MARS preview.
+
+    Attributes:
+        bounds_tokens: upper bound (inclusive) of remaining prefill of each level but the last.
+        quanta_tokens: most prefill tokens of a turn in one step, per level.
+        ageing_s: waiting that lifts a turn by one level.
+    """
+
+    bounds_tokens: tuple[int, ...] = (2048, 8192, 32768)
+    quanta_tokens: tuple[int, ...] = (2048, 1024, 512, 256)
+    ageing_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if len(self.quanta_tokens) != len(self.bounds_tokens) + 1:
+            raise ValueError("levels: quanta_tokens needs one entry more than bounds_tokens")
+        if list(self.bounds_tokens) != sorted(self.bounds_tokens):
+            raise ValueError("levels: bounds_tokens must ascend")
+        if self.ageing_s <= 0 or min(self.quanta_tokens) <= 0:
+            raise ValueError("levels: ageing_s and quanta_tokens must be positive")
+
+    @property
+    def last(self) -> int:
+        """The number of the last level."""
+        return len(self.bounds_tokens)
+
+    def of(self, num_tokens: int) -> int:
+        """The level of so many tokens of remaining prefill."""
+        return bisect_left(self.bounds_tokens, num_tokens)
+
+    def demoted(self, level: int) -> int:
+        """The level below, or the last."""
+        return min(level + 1, self.last)
+
+    def effective(self, feedback: int, remaining_tokens: int, waited_s: float) -> int:
+        """``max(0, max(feedback, level of the remaining prefill) - floor(waited / ageing))``."""
+        level = max(feedback, self.of(remaining_tokens))
+        steps = max(0.0, waited_s) // self.ageing_s
+        # Compared as floats: an endless wait must not become an int.
+        return 0 if steps >= level else level - int(steps)
+
+    def quantum(self, level: int) -> int:
+        """Most prefill tokens in one step at this level."""
+        return self.quanta_tokens[max(0, min(level, self.last))]

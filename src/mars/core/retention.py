@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a kept KV prefix is worth, and what it costs."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from itertools import pairwise
+from typing import Protocol
+
+from mars.core.model import Load, Session
+
+
+class PrefillCost(Protocol):
+    """Prices prefill; ``mars.core.cost.CostModel`` does."""
+
+    def prefill_s(self, num_tokens: int, context_tokens: int = 0) -> float:
+        """Seconds to compute ``num_tokens`` after ``context_tokens`` present ones."""
+        ...
+
+
+class FlatCost:
+    """So many seconds per token, whatever the context.
+
+    The default 2e-4 s is that of the MARS preview for InferCept's forward time.
+    """
+
+    def __init__(self, s_per_token: float = 2.0e-4) -> None:
+        self.s_per_token = s_per_token
+
+    def prefill_s(self, num_tokens: int, context_tokens: int = 0) -> float:
+        """``num_tokens`` times the price."""
+        return num_tokens * self.s_per_token
+
+
+def idle_s(session: Session, now: float) -> float:
+    """Seconds since the session's last turn finished; 0 before its first has."""
+    since = session.last_turn_finished_at
+    return 0.0 if since is None else max(0.0, now - since)
+
+
+def kept_blocks(session: Session, load: Load) -> int:
+    """KV blocks that the session's cached prefix occupies, at least 1."""
+    return max(1, session.cached_tokens // max(1, load.block_size))
+
+
+def pool_share(session: Session, load: Load) -> float:
+    """Share of the pool that the prefix occupies, 0..1; an unknown pool counts as full."""
+    if not load.kv_blocks_total:
+        return 1.0
+    return min(1.0, kept_blocks(session, load) / load.kv_blocks_total)
+
+
+def return_probability(elapsed_s: float, horizon_s: float, scale_s: float, shape: float) -> float:
+    """P(a tool that ran ``elapsed_s`` ends within ``horizon_s`` more), log-logistic.
+
+    ``S(t) = 1 / (1 + (t / scale)^shape)``, so ``P = 1 - S(elapsed + horizon) / S(elapsed)``:
+    heavy-tailed, as real tool times are (TRACES.md section 2.4: the top 5% of calls take 80%
+    of the time). Falls with elapsed time past the mode, rises with the horizon.
+    """
+    if horizon_s <= 0.0:
+        return 0.0
+    elapsed_s = max(0.0, elapsed_s)
+    before = 1.0 + (elapsed_s / scale_s) ** shape
+    after = 1.0 + ((elapsed_s + horizon_s) / scale_s) ** shape
+    return 1.0 - before / after
+
+
+def value_per_block_s(
+    recompute_s: float, probability: float, num_blocks: int, hold_s: float
+) -> float:
+    """Worth of keeping: ``P(return in time) x recompute seconds / (blocks x hold seconds)``."""
+    return probability * recompute_s / (max(1, num_blocks) * max(1.0e-3, hold_s))
+
+
+class TimeToLive:
+    """Continuum's best time to live over the empirical distribution of return times.
+
+    ``tau* = argmax over tau in {0} u S of P(tau) x benefit - tau`` with ``P`` the empirical
+    CDF of the last ``window`` samples ``S``. The best tau lies on the upper concave hull of
+    the points ``(sample, P(sample))``, so one query is a binary search by slope; the hull is
+    rebuilt after every ``window / 16`` samples. Constant memory, amortised O(log n) a query
+    (the published formula read literally is quadratic in the samples).
+    """
+
+    def __init__(self, window: int = 512) -> None:
+        self._window = window
+        self._recent: deque[float] = deque()
+        self._sorted: list[float] = []
+        self._taus: list[float] = []
+        self._slopes: list[float] = []
+        self._num_new = 0
+        self.num_seen = 0
+        self._sum_s = 0.0
+
+    def add(self, interval_s: float) -> None:
+        """One more return time; the oldest beyond the window is forgotten."""
+        interval_s = max(0.0, interval_s)
+        if len(self._recent) == self._window:
+            oldest = self._recent.popleft()
+            del self._sorted[bisect_left(self._sorted, oldest)]
+            self._sum_s -= oldest
+        self._recent.append(interval_s)
+        insort(self._sorted, interval_s)
+        self._sum_s += interval_s
+        self.num_seen += 1
+        self._num_new += 1
+
+    @property
+    def mean_s(self) -> float:
+        """Mean of the samples in the window, 0 when there is none."""
+        return self._sum_s / len(self._recent) if self._recent else 0.0
+
+    def best_s(self, benefit_s: float) -> float:
+        """The time to live that is worth most when a warm return saves ``benefit_s``."""
+        if not self._recent or benefit_s <= 0.0:
+            return 0.0
+        if not self._taus or self._num_new * 16 >= min(len(self._sorted), self._window):
+            self._rebuild()
+        # Go right along the hull while the gain in P x benefit exceeds the gain in tau.
+        index = bisect_left(self._slopes, -1.0 / benefit_s)
+        return self._taus[index]
+
+    def _rebuild(self) -> None:
+        """Upper hull from (0, 0); ``_slopes`` holds minus dP/dtau after each hull point."""
+        count = len(self._sorted)
+        hull: list[tuple[float, float]] = [(0.0, 0.0)]
+        for i, tau in enumerate(self._sorted, start=1):
+            point = (tau, i / count)
+            while hull and hull[-1][0] >= tau:
+                hull.pop()
+            while len(hull) >= 2 and _is_below(hull[-2], hull[-1], point):
+                hull.pop()
+            hull.append(point)
+        self._taus = [tau for tau, _ in hull]
+        self._slopes = [-(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(hull)]
+        self._num_new = 0
+
+
+def _is_below(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """Whether ``b`` lies on or below the line from ``a`` to ``c``."""
+    return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])
