@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The event log: JSONL while running, Parquet afterwards.
+
+The file starts with a header line; every write holds whole lines only, so after a
+``kill -9`` it is readable up to the last complete line, and reopening it cuts a torn
+tail off before appending a new header.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mars.core.events import Event
+from mars.telemetry.codec import SCHEMA, CodecError, Record, decode_json, encode_json
+
+_HEADER_PREFIX = b'{"schema":'
+
+
+class LogError(ValueError):
+    """An event log is not readable; the message names file, line and fault."""
+
+
+class JsonlSink:
+    """Appends records to a file; safe to read at any time.
+
+    Args:
+        path: the log; its folder is made when missing.
+
+    Raises:
+        LogError: the file cannot be opened for writing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise LogError(
+                f"event log {self.path} cannot be written ({error.strerror}); "
+                "set telemetry.events_log to a writable file"
+            ) from error
+        _cut_torn_tail(self._fd)
+        self.write_lines(_header())
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Append records, all lines in one system call."""
+        lines = self.lines(records)
+        if lines:
+            self.write_lines(lines)
+
+    @staticmethod
+    def lines(records: Iterable[Record]) -> bytes:
+        """The lines of some records, each with its end."""
+        return b"".join(encode_json(record) + b"\n" for record in records)
+
+    def write_lines(self, lines: bytes) -> None:
+        """Append complete lines as made by :meth:`lines`."""
+        view = memoryview(lines)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def close(self) -> None:
+        """Flush to disk and close; harmless when closed already."""
+        if self._fd >= 0:
+            os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """Records of a log in file order; a torn last line is left out.
+
+    Raises:
+        LogError: no header, another schema, or a malformed line before the last.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1 or line.startswith(_HEADER_PREFIX):
+                if line.endswith(b"\n"):
+                    _check_header(line, path, number)
+                continue
+            if not line.endswith(b"\n"):
+                return  # the writer was killed in the middle of it
+            if line.isspace():
+                continue
+            try:
+                yield decode_json(line)
+            except CodecError as error:
+                raise LogError(f"{path}, line {number}: {error}") from error
+
+
+def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
+    """Events of a log in file order, as :func:`read_records` without the envelope."""
+    for record in read_records(path):
+        yield record.event
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The first header: ``schema``, ``wall_time`` (Unix s), ``monotonic_time``, ``host``."""
+    with open(path, "rb") as file:
+        return _check_header(file.readline(), path, 1)
+
+
+def _header() -> bytes:
+    header = {
+        "schema": SCHEMA,
+        "wall_time": time.time(),
+        "monotonic_time": time.monotonic(),
+        "host": socket.gethostname(),
+    }
+    return msgspec.json.encode(header) + b"\n"
+
+
+def _check_header(line: bytes, path: str | os.PathLike[str], number: int) -> dict[str, Any]:
+    try:
+        header = msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise LogError(f"{path}, line {number}: not a header: {error}") from error
+    if header.get("schema") != SCHEMA:
+        raise LogError(f"{path}, line {number}: schema {header.get('schema')!r}, not {SCHEMA!r}")
+    return header
+
+
+def _cut_torn_tail(fd: int) -> None:
+    size = os.fstat(fd).st_size
+    end = size
+    while end:
+        start = max(0, end - 65536)
+        newline = os.pread(fd, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(fd, end)
