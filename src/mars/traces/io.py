@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trace files: JSON Lines, plain, ``.gz`` or ``.xz``; ``public:NAME`` are those that ship."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import IO, Any, cast
+
+import msgspec
+
+from mars.traces.errors import TraceError
+from mars.traces.schema import SCHEMA, TraceSession, decode_session, encode_session
+
+PUBLIC_PREFIX = "public:"
+_PUBLIC_SUFFIX = ".jsonl.xz"
+
+
+def public_names() -> list[str]:
+    """Names of the traces inside the package, for ``read_trace("public:NAME")``."""
+    folder = files("mars.traces").joinpath("public")
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(n.removesuffix(_PUBLIC_SUFFIX) for n in names if n.endswith(_PUBLIC_SUFFIX))
+
+
+def open_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number from 1, line without its end) of the lines that are not blank.
+
+    Raises:
+        TraceError: there is no such file or public trace, or its compression is broken.
+    """
+    name = str(path)
+    number = 0
+    try:
+        with _open(name) as stream:
+            for number, line in enumerate(stream, start=1):
+                stripped = line.strip()
+                if stripped:
+                    yield number, stripped
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
+        raise TraceError(
+            f"the compressed file is damaged or cut short ({error}). Fetch or write it again.",
+            source=name,
+            line=number + 1,
+        ) from None
+    except OSError as error:
+        raise TraceError(
+            f"cannot be read: {error.strerror or error}. Give an existing .jsonl, .jsonl.gz or "
+            f".jsonl.xz file, or one of {', '.join(PUBLIC_PREFIX + n for n in public_names())}.",
+            source=name,
+        ) from None
+
+
+def _open(name: str) -> IO[bytes]:
+    if name.startswith(PUBLIC_PREFIX):
+        wanted = name.removeprefix(PUBLIC_PREFIX)
+        if wanted not in public_names():
+            raise TraceError(
+                f"there is no such public trace. Choose one of {', '.join(public_names())}.",
+                source=name,
+            )
+        entry = files("mars.traces").joinpath("public", wanted + _PUBLIC_SUFFIX)
+        return lzma.open(entry.open("rb"))
+    if name.endswith(".gz"):
+        return gzip.open(name, "rb")
+    if name.endswith(".xz"):
+        return lzma.open(name, "rb")
+    return Path(name).open("rb")
+
+
+def read_trace(path: str | Path) -> Iterator[TraceSession]:
+    """Read sessions one by one; the file is never wholly in memory.
+
+    Raises:
+        TraceError: names file, line and field of the first thing that is wrong; also when the
+            file holds no session, or another form (which the message says how to convert).
+    """
+    name = str(path)
+    seen: dict[str, int] = {}
+    for number, line in open_lines(path):
+        try:
+            if not seen:
+                _check_form(line)
+            session = decode_session(line)
+            _check_unique(session, number, seen)
+        except TraceError as error:
+            raise error.at(name, number) from None
+        yield session
+    if not seen:
+        raise TraceError("holds no session. Give a trace with at least one line.", source=name)
+
+
+def _check_unique(session: TraceSession, line: int, seen: dict[str, int]) -> None:
+    first = seen.setdefault(session.session_id, line)
+    if first != line:
+        raise TraceError(
+            f"{session.session_id!r} already stands on line {first}. Ids must be unique.",
+            field="session_id",
+        )
+
+
+def _check_form(line: bytes) -> None:
+    try:
+        first: Any = msgspec.json.decode(line)
+    except msgspec.MsgspecError:
+        if not line.startswith(b"{"):
+            raise TraceError(
+                f"this is not JSON Lines. Convert it first: mars trace convert (to {SCHEMA})."
+            ) from None
+        return
+    schema = first.get("schema") if isinstance(first, dict) else None
+    if schema != SCHEMA:
+        raise TraceError(
+            f"expected {SCHEMA!r}, got {schema!r}. Other forms are read by `mars trace convert`.",
+            field="schema",
+        )
+
+
+def write_trace(path: str | Path, sessions: Iterable[TraceSession]) -> int:
+    """Write sessions, compressed as the file name says, and return how many.
+
+    Same sessions, same bytes: the compressed forms carry no time stamp.
+    """
+    name = str(path)
+    num_sessions = 0
+    with _create(name) as stream:
+        for session in sessions:
+            stream.write(encode_session(session) + b"\n")
+            num_sessions += 1
+    return num_sessions
+
+
+@contextmanager
+def _create(name: str) -> Iterator[IO[bytes]]:
+    with Path(name).open("wb") as raw:
+        if name.endswith(".gz"):
+            # No file name and no time in the header: the bytes depend on the sessions only.
+            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+                yield cast("IO[bytes]", packed)
+        elif name.endswith(".xz"):
+            with lzma.open(raw, "wb", preset=9 | lzma.PRESET_EXTREME) as packed:
+                yield packed
+        else:
+            yield raw
