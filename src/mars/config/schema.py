@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings and their defaults. Every default says where it comes from.
+
+Structs are frozen and refuse unknown keys. Bounds on a number are part of its type; what
+two settings owe each other is checked when they come together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(gt=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class RetentionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Hard bounds on the KV that is held for tool-blocked sessions, whatever a policy wishes."""
+
+    max_share: Share = 0.5
+    """Of the KV pool. Chosen: half the memory stays for those who compute."""
+
+    max_hold_s: Seconds = 120.0
+    """Longest hold of one session's KV. Chosen: 99 of 100 test runs in the recorded
+    traces take fewer CPU seconds than this."""
+
+    session_idle_s: Seconds = 3600.0
+    """A session without a turn for so long is forgotten by the engine. Bounds memory when
+    nobody says that a session ended."""
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the engine's process needs; travels in vLLM's ``--additional-config``."""
+
+    policy: str = "mars"
+    """Scheduling policy: a registered name, ``name:ARG``, or the dotted path of a class."""
+
+    policy_options: dict[str, Any] = {}
+    """Keyword arguments of the policy."""
+
+    retention: RetentionConfig = RetentionConfig()
+
+    events_endpoint: str | None = None
+    """ZMQ address the engine publishes its events on (it binds). None: no events."""
+
+    control_endpoint: str | None = None
+    """ZMQ address the engine takes control messages on (it binds). None: no control."""
+
+    profile: str | None = None
+    """Cost profile, by name or file: what the emulated accelerator's steps take, and what
+    policies that price recomputation reckon with."""
+
+    time_scale: Seconds = 1.0
+    """The emulated accelerator's modelled times are multiplied by this; 2 is half speed."""
+
+    sample_interval_s: Seconds = 0.25
+    """Between two samples of the engine's load. Chosen: the control interval is 0.2 s and
+    decisions need one fresh sample, not several."""
+
+
+class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The control plane in front of the engine."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Loopback unless you say otherwise: there is no encryption here."""
+
+    port: Port = 8000
+    """Port to listen on; 0 takes a free one. vLLM's default, so clients need no change."""
+
+    engine_url: str = "http://127.0.0.1:8001"
+    """Base URL of the engine's HTTP server, without ``/v1``."""
+
+    engine_api_key: str | None = None
+    """Sent to the engine as bearer token, in place of the client's."""
+
+    api_key: str | None = None
+    """Bearer token that clients must send. None: open."""
+
+    admission: str = "mars"
+    """Admission policy: a registered name, ``name:ARG``, or the dotted path of a class."""
+
+    admission_options: dict[str, Any] = {}
+    """Keyword arguments of the admission policy."""
+
+    control_interval_s: Seconds = 0.2
+    """Between two moves of the admission window."""
+
+    telemetry_stale_s: Seconds = 2.0
+    """Engine load older than this is stale, which is an error state, not zero load."""
+
+    hold_budget_s: Seconds = 280.0
+    """Longest a request of a held session stays open before its client is asked to come
+    back; its place in the queue is kept. Below the shortest read timeout, 300 s, of the
+    known agents that show theirs."""
+
+    keepalive_s: Seconds = 5.0
+    """Between two heartbeats on the open stream of a held session."""
+
+    idle_session_s: Seconds = 600.0
+    """A session without a request for so long has ended, if nobody says so earlier."""
+
+    max_body_bytes: Count = 64 * 2**20
+    """Largest request body; a context of 262,144 tokens is about 1 MiB of text."""
+
+    drain_s: Seconds = 30.0
+    """On shutdown, streams that are open may run on for so long."""
+
+    def __post_init__(self) -> None:
+        if self.keepalive_s >= self.hold_budget_s:
+            raise ValueError(
+                f"keepalive_s ({self.keepalive_s:g}) must be below hold_budget_s "
+                f"({self.hold_budget_s:g}): the first heartbeat would come too late"
+            )
+        if self.telemetry_stale_s <= self.control_interval_s:
+            raise ValueError(
+                f"telemetry_stale_s ({self.telemetry_stale_s:g}) must exceed "
+                f"control_interval_s ({self.control_interval_s:g}): every sample would be stale"
+            )
+        if not self.engine_url.startswith(("http://", "https://")):
+            raise ValueError(f"engine_url {self.engine_url!r} must begin with http:// or https://")
+
+    def __rich_repr__(self) -> Any:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            yield name, "***" if value and name.endswith("api_key") else value
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"GatewayConfig({fields})"
+
+
+class ToolsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tool runtime: how many tool calls run at once, and within which bounds."""
+
+    slots: Count | None = None
+    """Tool calls that run at once. None: one per core of ``cpu_list``."""
+
+    policy: str = "fcfs"
+    """Order of the tool queue: a registered name, ``name:ARG``, or a dotted path."""
+
+    policy_options: dict[str, Any] = {}
+    """Keyword arguments of the tool policy."""
+
+    cpu_list: str | None = None
+    """Cores for tools, as in ``2-5,8``. None: all that this process may use."""
+
+    timeout_s: Seconds = 600.0
+    """A tool call that runs longer is killed with all its processes."""
+
+    memory_bytes: Count | None = None
+    """Memory of one tool call. None: no bound of ours."""
+
+    output_bytes: Count = 2**20
+    """Of standard output and of standard error each; the middle of the rest is dropped."""
+
+
+class TelemetryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The event stream, as the control plane reads and keeps it."""
+
+    events_path: str | None = None
+    """JSONL file that every event is appended to. None: not kept."""
+
+    events_endpoint: str | None = None
+    """ZMQ address to read the engine's events from; the same as the engine's own."""
+
+    control_endpoint: str | None = None
+    """ZMQ address to send control messages to; the same as the engine's own."""
+
+    queue_events: Count = 65536
+    """Events that may wait between source and reader; more are dropped and counted."""
+
+
+class MarsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything."""
+
+    engine: EngineConfig = EngineConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    tools: ToolsConfig = ToolsConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
