@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bounded online forecasts about sessions, learned from those that finished."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+
+class GrowthForecast:
+    """How much larger a session's context will still become (tokens).
+
+    ``forecast = share x mean growth of the last ``window`` finished sessions`` (defaults
+    40 and one half: DESIGN section 10, as good as knowing the peaks). Before anything
+    finished, the largest growth seen in an active session stands in for the mean.
+    """
+
+    def __init__(self, window: int = 40, share: float = 0.5) -> None:
+        if window < 1 or not share >= 0.0:
+            raise ValueError("forecast: needs window >= 1 and share >= 0")
+        self.share = share
+        self._growths: deque[float] = deque(maxlen=window)
+        self._sum = 0.0
+        self._seen = 0.0
+
+    def finished(self, growth_tokens: float) -> None:
+        """A session ended that much larger than its first prompt."""
+        growth_tokens = max(0.0, growth_tokens)
+        if len(self._growths) == self._growths.maxlen:
+            self._sum -= self._growths[0]
+        self._growths.append(growth_tokens)
+        self._sum += growth_tokens
+
+    def watched(self, growth_tokens: float) -> None:
+        """An active session has grown that much so far."""
+        self._seen = max(self._seen, growth_tokens)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean growth of recent sessions."""
+        return max(0.0, self._sum / len(self._growths)) if self._growths else self._seen
+
+    def ahead_tokens(self) -> float:
+        """Growth still to be expected of an active or held session."""
+        return self.share * self.mean_tokens
+
+
+class TurnsAhead:
+    """Continuum's eta: minus the correlation of turns done with turns ahead.
+
+    Over all pairs ``(k, N - k)``, k = 1..N, of finished sessions of N turns; 1 before two
+    different N were seen. Kept as sums in closed form: constant time and memory.
+    """
+
+    def __init__(self) -> None:
+        self._count = self._sum_done = self._sum_ahead = 0.0
+        self._sum_done2 = self._sum_ahead2 = self._sum_both = 0.0
+        self._lengths: tuple[int, int] | None = None
+
+    def add(self, num_turns: int) -> None:
+        """A session of that many turns finished."""
+        n = num_turns
+        if n < 1:
+            return
+        low, high = self._lengths or (n, n)
+        self._lengths = (min(low, n), max(high, n))
+        squares = n * (n + 1) * (2 * n + 1) / 6.0
+        self._count += n
+        self._sum_done += n * (n + 1) / 2.0
+        self._sum_ahead += n * (n - 1) / 2.0
+        self._sum_done2 += squares
+        self._sum_ahead2 += (n - 1) * n * (2 * n - 1) / 6.0
+        self._sum_both += n * n * (n + 1) / 2.0 - squares
+
+    @property
+    def eta(self) -> float:
+        """1: every turn done is one less to come (same lengths); below: memoryless."""
+        if self._lengths is None or self._lengths[0] == self._lengths[1]:
+            return 1.0
+        n = self._count
+        done, ahead = self._sum_done / n, self._sum_ahead / n
+        covariance = self._sum_both / n - done * ahead
+        spread = (self._sum_done2 / n - done**2) * (self._sum_ahead2 / n - ahead**2)
+        if spread <= 0.0:
+            return 1.0
+        return -covariance / math.sqrt(spread)
