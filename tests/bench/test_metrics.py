@@ -49,9 +49,7 @@ def test_counters_of_the_engine_are_preferred_to_sums() -> None:
     summed = summarise(sessions, RunTotals(duration_s=1.0))
     counted = summarise(
         sessions,
-        RunTotals(
-            duration_s=1.0, prefix_hits_tokens=10, prefix_queries_tokens=40, preemptions=0
-        ),
+        RunTotals(duration_s=1.0, prefix_hits_tokens=10, prefix_queries_tokens=40, preemptions=0),
     )
     assert (summed.prefix_hit_rate, summed.preemptions, summed.computed_tokens) == (0.75, 1, 12)
     assert (counted.prefix_hit_rate, counted.preemptions) == (0.25, 0)

@@ -101,9 +101,7 @@ def summarise(sessions: Sequence[SessionRecord], totals: RunTotals) -> Summary:
         sessions_per_h=_rate(len(done), duration_s) * SECONDS_PER_HOUR,
         output_tokens_per_s=_rate(sum(s.output_tokens for s in sessions), duration_s),
         computed_tokens=_total(totals.computed_tokens, (s.computed_tokens for s in sessions)),
-        recomputed_tokens=_total(
-            totals.recomputed_tokens, (s.recomputed_tokens for s in sessions)
-        ),
+        recomputed_tokens=_total(totals.recomputed_tokens, (s.recomputed_tokens for s in sessions)),
         prefix_hit_rate=prefix_hit_rate(sessions, totals),
         preemptions=_total(totals.preemptions, (s.preemptions for s in sessions)),
         gpu_busy=totals.gpu_busy,
