@@ -103,7 +103,7 @@ def test_a_bad_variable_is_named(environ: dict[str, str], expected: str):
 def test_two_settings_are_checked_together_only_once_all_sources_are_read(tmp_path: Path):
     path = _toml(tmp_path, "[gateway]\nhold_budget_s = 4\n")
     assert load(path, environ={"MARS_GATEWAY__KEEPALIVE_S": "3"}).gateway.hold_budget_s == 4
-    with pytest.raises(ConfigError, match="keepalive_s .5. must be below hold_budget_s .4."):
+    with pytest.raises(ConfigError, match=r"keepalive_s .5. must be below hold_budget_s .4."):
         load(path, environ={})
 
 

@@ -17,13 +17,14 @@ import msgspec
 
 from mars.config import keys
 from mars.config.schema import EngineConfig, MarsConfig
+from mars.core.cost import CostModel
 from mars.core.policy import (
-    Registry,
     UnknownPolicyError,
     admission_policies,
     scheduling_policies,
     tool_policies,
 )
+from mars.profiles import ProfileError, load_profile
 
 PREFIX = "MARS_"
 NESTING = "__"
@@ -104,23 +105,24 @@ def check_policies(config: MarsConfig) -> None:
     Raises:
         ConfigError: names the setting and the policies there are.
     """
-    _create(
-        scheduling_policies, "engine.policy", config.engine.policy, config.engine.policy_options
-    )
-    _create(
-        admission_policies,
-        "gateway.admission",
-        config.gateway.admission,
-        config.gateway.admission_options,
-    )
-    _create(tool_policies, "tools.policy", config.tools.policy, config.tools.policy_options)
-
-
-def _create(registry: Registry, key: str, spec: str, options: dict[str, Any]) -> None:
+    engine, gateway, tools = config.engine, config.gateway, config.tools
+    offers = {"cost": _cost(engine.profile)} if engine.profile else {}
     try:
-        registry.create(spec, **options)
+        key = "engine.policy"
+        scheduling_policies.create(engine.policy, offers, **engine.policy_options)
+        key = "gateway.admission"
+        admission_policies.create(gateway.admission, offers, **gateway.admission_options)
+        key = "tools.policy"
+        tool_policies.create(tools.policy, **tools.policy_options)
     except UnknownPolicyError as error:
         raise ConfigError(f"{key}: {error}") from None
+
+
+def _cost(profile: str) -> CostModel:
+    try:
+        return load_profile(profile).cost
+    except ProfileError as error:
+        raise ConfigError(f"engine.profile: {error}") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

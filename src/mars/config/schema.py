@@ -138,7 +138,7 @@ class ToolsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     slots: Count | None = None
     """Tool calls that run at once. None: one per core of ``cpu_list``."""
 
-    policy: str = "fcfs"
+    policy: str = "fifo"
     """Order of the tool queue: a registered name, ``name:ARG``, or a dotted path."""
 
     policy_options: dict[str, Any] = {}

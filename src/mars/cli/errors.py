@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the command line fails: one message, its fix, and an exit status."""
+
+from __future__ import annotations
+
+FAILED = 1
+"""Exit status of a command that could not do its work; cyclopts exits so on usage, too."""
+
+
+class CliError(Exception):
+    """A command cannot go on.
+
+    Args:
+        cause: What is wrong, naming the setting, file, port or process.
+        fix: What to do about it.
+    """
+
+    def __init__(self, cause: str, fix: str = "") -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.fix = fix
+
+
+def describe(error: BaseException) -> list[str] | None:
+    """The lines to show for an error of ours; None for one that is a defect.
+
+    Errors that MARS raises on purpose say in their message what is wrong and what to do:
+    those of its own classes. Anything else deserves its traceback.
+    """
+    if isinstance(error, CliError):
+        return [error.cause] + ([f"fix: {error.fix}"] if error.fix else [])
+    if isinstance(error, Exception) and type(error).__module__.startswith("mars."):
+        return [str(error)]
+    return None
