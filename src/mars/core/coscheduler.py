@@ -396,9 +396,7 @@ class CoScheduler:
             return
         session.cached_tokens = max(0, session.cached_tokens - num_blocks * self.block_size)
         self.emit(
-            events.KvEvicted(
-                time=now, session_id=session_id, num_blocks=num_blocks, value=value
-            )
+            events.KvEvicted(time=now, session_id=session_id, num_blocks=num_blocks, value=value)
         )
 
     def _held_blocks(self) -> int:

@@ -9,8 +9,9 @@ never raise, never read a clock.
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from mars.core.model import ActiveSet, HeldSession, Load, Session, ToolCall, Turn
@@ -248,8 +249,11 @@ class Registry:
         self._load()
         return sorted(self._classes)
 
-    def create(self, spec: str, **options: Any) -> Any:
+    def create(self, spec: str, offers: Mapping[str, Any] | None = None, **options: Any) -> Any:
         """Make a policy from ``name``, ``name:ARG`` or a dotted path.
+
+        ``offers`` are what the caller could give (a cost model, say): only those that the
+        class has a parameter for are passed.
 
         Raises:
             UnknownPolicyError: no such name, module or class, or an option it lacks.
@@ -258,8 +262,10 @@ class Registry:
         name, _, argument = spec.partition(":")
         cls = self._classes.get(name) or self._import(name)
         arguments = [_number(argument)] if argument else []
+        accepted = inspect.signature(cls).parameters
+        offered = {k: v for k, v in (offers or {}).items() if k in accepted}
         try:
-            return cls(*arguments, **options)
+            return cls(*arguments, **(offered | options))
         except TypeError as error:
             raise UnknownPolicyError(f"{self._what} {spec!r}: {error}") from error
 

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Free KV blocks in the order of their worth, instead of plain LRU.
+
+Cached blocks that nobody runs on still count as free, so nothing here can deadlock or
+block an admission; only *which* of them is given away first changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
+
+Value = Callable[[str], float]
+Evicted = Callable[[str, int, float], None]
+
+SHARED = "\0shared"
+"""Owner of blocks that more than one session used: given away last."""
+
+
+class ValueOrderedBlocks:
+    """Drop-in for ``BlockPool.free_block_queue``: least valued session first.
+
+    Blocks without cached content go first, in vLLM's own order. Cached blocks lie in one
+    list per owning session, in the order in which vLLM freed them (the tail of a prompt
+    before its head), and the lists are emptied by ascending ``value(session_id)``.
+    Prefixes that several sessions used go last. O(1) per block, plus one sort of the
+    idle sessions at most every ``RERANK_S`` seconds in which something must be evicted.
+    """
+
+    RERANK_S = 0.1
+
+    def __init__(
+        self,
+        stock: FreeKVCacheBlockQueue,
+        value: Value,
+        evicted: Evicted,
+        clock: Callable[[], float],
+    ) -> None:
+        self._plain = stock
+        self._value = value
+        self._evicted = evicted
+        self._clock = clock
+        self._by_owner: dict[str, FreeKVCacheBlockQueue] = {}
+        self._list_of: dict[int, str] = {}
+        self._last_user: dict[int, str] = {}
+        self._order: list[tuple[float, str]] = []
+        self._ranked_at = float("-inf")
+        self.num_free_blocks = stock.num_free_blocks
+        self.freeing: str | None = None
+        """The session whose blocks are being freed right now."""
+
+    # --- what BlockPool calls ----------------------------------------------------------
+    def popleft(self) -> KVCacheBlock:
+        """One free block; raises ValueError when there is none."""
+        if self.num_free_blocks == 0:
+            raise ValueError("No free blocks available")
+        return self.popleft_n(1)[0]
+
+    def popleft_n(self, n: int) -> list[KVCacheBlock]:
+        """``n`` free blocks, the least worth keeping first."""
+        assert self.num_free_blocks >= n
+        self.num_free_blocks -= n
+        blocks = self._plain.popleft_n(min(n, self._plain.num_free_blocks))
+        while len(blocks) < n:
+            value, owner = self._least()
+            queue = self._by_owner[owner]
+            taken = queue.popleft_n(min(n - len(blocks), queue.num_free_blocks))
+            if queue.num_free_blocks == 0:
+                del self._by_owner[owner]
+                self._order.pop()
+            for block in taken:
+                del self._list_of[block.block_id]
+                self._last_user.pop(block.block_id, None)
+            if owner is not SHARED:
+                self._evicted(owner, len(taken), value)
+            blocks += taken
+        return blocks
+
+    def remove(self, block: KVCacheBlock) -> None:
+        """A free block is used again (prefix hit)."""
+        self.num_free_blocks -= 1
+        owner = self._list_of.pop(block.block_id, None)
+        if owner is None:
+            self._plain.remove(block)
+            return
+        queue = self._by_owner[owner]
+        queue.remove(block)
+        if queue.num_free_blocks == 0:
+            del self._by_owner[owner]
+            self._ranked_at = float("-inf")
+
+    def append(self, block: KVCacheBlock) -> None:
+        """One cached block is free."""
+        self.append_n([block])
+
+    def append_n(self, blocks: list[KVCacheBlock]) -> None:
+        """Cached blocks are free; they belong to the session named in ``freeing``."""
+        self.num_free_blocks += len(blocks)
+        owner = self.freeing
+        if owner is None:
+            self._plain.append_n(blocks)
+            return
+        for block in blocks:
+            is_shared = self._last_user.get(block.block_id, owner) != owner
+            name = SHARED if is_shared else owner
+            queue = self._by_owner.get(name)
+            if queue is None:
+                queue = self._by_owner[name] = FreeKVCacheBlockQueue([])
+                self._ranked_at = float("-inf")
+            self._list_of[block.block_id] = name
+            queue.append(block)
+
+    def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
+        """Blocks without content: used before all others."""
+        self.num_free_blocks += len(blocks)
+        for block in blocks:
+            self._last_user.pop(block.block_id, None)
+        self._plain.prepend_n(blocks)
+
+    def get_all_free_blocks(self) -> list[KVCacheBlock]:
+        """All free blocks in eviction order (tests)."""
+        self._rank()
+        blocks = self._plain.get_all_free_blocks()
+        for _, owner in reversed(self._order):
+            blocks += self._by_owner[owner].get_all_free_blocks()
+        return blocks
+
+    def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
+        """Free blocks behind ``cursor`` in eviction order (vLLM's simple KV offload)."""
+        blocks = self.get_all_free_blocks()
+        if cursor is not None and cursor in blocks:
+            blocks = blocks[blocks.index(cursor) + 1 :]
+        return iter(blocks)
+
+    # --- what the plug-in calls ----------------------------------------------------------
+    def use(self, session_id: str, blocks: Iterable[KVCacheBlock]) -> None:
+        """Note who used these blocks last; two different users make a block shared."""
+        last = self._last_user
+        for block in blocks:
+            before = last.get(block.block_id)
+            if before is None:
+                last[block.block_id] = session_id
+            elif before != session_id:
+                last[block.block_id] = SHARED
+
+    def num_blocks_of(self, session_id: str) -> int:
+        """Free cached blocks of one session."""
+        queue = self._by_owner.get(session_id)
+        return queue.num_free_blocks if queue else 0
+
+    def _least(self) -> tuple[float, str]:
+        if not self._order or self._clock() - self._ranked_at >= self.RERANK_S:
+            self._rank()
+        return self._order[-1]
+
+    def _rank(self) -> None:
+        self._ranked_at = self._clock()
+        value = self._value
+        order = [
+            (float("inf") if owner is SHARED else value(owner), owner) for owner in self._by_owner
+        ]
+        order.sort(reverse=True)
+        self._order = order

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's own scheduler with the decisions of a MARS policy.
+
+``schedule()`` is not copied: before each step the running list and the waiting queue are
+put into the policy's order, and five seams of :class:`AsyncScheduler` ask the
+:class:`~mars.core.coscheduler.CoScheduler` (docs/vllm.md lists them). Load with
+``--scheduler-cls mars.engine.vllm.MarsScheduler``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy as VllmPolicy
+from vllm.v1.request import Request, RequestStatus
+
+from mars.config import engine_config
+from mars.core.coscheduler import CoScheduler
+from mars.core.model import Load, ToolCall, Turn
+from mars.engine.vllm.blocks import ValueOrderedBlocks
+from mars.engine.vllm.compat import abilities, check_seams
+from mars.engine.vllm.link import EngineLink
+from mars.engine.vllm.prefix import PrefixAnchor
+from mars.engine.vllm.queue import RankedQueue
+from mars.engine.vllm.retained import RetainedBlocks, cached_blocks
+from mars.engine.vllm.sampler import EngineSampler
+from mars.engine.vllm.settings import make_policy, retention_limits
+
+logger = init_logger(__name__)
+
+
+class MarsScheduler(AsyncScheduler):
+    """Schedules turns of sessions instead of unrelated requests.
+
+    Raises:
+        UnsupportedEngineError: at start, when this vLLM lacks a seam.
+        UnknownPolicyError: at start, when ``policy`` names none.
+    """
+
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+    """Seconds; replaced by virtual time in the agreement tests."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        check_seams()
+        super().__init__(*args, **kwargs)
+        config = engine_config(self.vllm_config.additional_config)
+        self._can = abilities(self.vllm_config, self.kv_cache_config)
+        for reason in self._can.reasons:
+            logger.warning("MARS runs with less: %s", reason)
+        policy = make_policy(config)
+        pool = self.kv_cache_manager.block_pool
+        self._pool = pool
+        self._link = EngineLink(config)
+        self._co = CoScheduler(
+            policy,
+            num_blocks=pool.num_gpu_blocks - 1,
+            block_size=self.block_size,
+            emit=self._link.emit,
+            limits=retention_limits(config),
+        )
+        self._sampler = EngineSampler(config.sample_interval_s)
+        self._retained = RetainedBlocks(pool)
+        self._values: ValueOrderedBlocks | None = None
+        self._follows = not policy.keeps_engine_order
+        self._now = self.clock()
+        self._load = self._current_load(self._now)
+        self._num_granted = 0
+        self._refused: tuple[str, int] | None = None
+        self._awaiting_first: dict[str, Request] = {}
+        self._stock_allocate = self.kv_cache_manager.allocate_slots
+        if self._follows:
+            self._take_over()
+        self._sample(self._now)
+        logger.info("MARS policy %r on %d KV blocks", config.policy, self._co.num_blocks)
+
+    def _take_over(self) -> None:
+        self.policy = VllmPolicy.PRIORITY
+        self.waiting = RankedQueue(self._may_start)
+        self.kv_cache_manager.allocate_slots = self._allocate
+        if self._co.policy.evicts_by_value and self._can.holds_kv:
+            self._values = ValueOrderedBlocks(
+                self._pool.free_block_queue,
+                value=lambda session_id: self._co.value(session_id, self._load, self._now),
+                evicted=lambda session_id, n, value: self._co.evicted(
+                    session_id, n, value, self._now
+                ),
+                clock=lambda: self._now,
+            )
+            cast(Any, self._pool).free_block_queue = self._values
+
+    # --- one step ----------------------------------------------------------------------
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        now = self._now = self.clock()
+        for message in self._link.commands():
+            self._control(message)
+        self._load = self._current_load(now)
+        if self._follows:
+            self._before_step(now)
+        output = super().schedule(*args, **kwargs)
+        self._after_step(output, now)
+        self._sampler.step_started(output.total_num_scheduled_tokens, now)
+        return output
+
+    def _before_step(self, now: float) -> None:
+        for session_id, reason in self._co.expired(self._load, now):
+            self._release(session_id, reason)
+        self._num_granted = 0
+        turns = self._co.turns
+        rank = self._co.rank_key
+        running = self.running
+        for request in running:
+            turn = turns[request.request_id]
+            turn.num_computed_tokens = request.num_computed_tokens
+            turn.num_output_tokens = request.num_output_tokens
+        running.sort(key=lambda r: rank(turns[r.request_id], now))
+        for position, request in enumerate(running):
+            request.priority = position
+        if len(self.waiting) > 1:
+            order = sorted(self.waiting, key=lambda r: rank(turns[r.request_id], now))
+            self.waiting.reorder(order)
+
+    def _after_step(self, output: SchedulerOutput, now: float) -> None:
+        turns = self._co.turns
+        served: list[tuple[Turn, int]] = []
+        for request_id, num_tokens in output.num_scheduled_tokens.items():
+            turn = turns[request_id]
+            if not turn.is_running:
+                request = self.requests[request_id]
+                self._started(turn, request, request.num_computed_tokens - num_tokens, now)
+            served.append((turn, num_tokens))
+        self._co.served(served, now)
+
+    def _started(self, turn: Turn, request: Request, num_cached_tokens: int, now: float) -> None:
+        anchor: PrefixAnchor | None = turn.session.engine_state
+        known = anchor.reusable_blocks(request.block_hashes) if anchor else 0
+        self._co.started(turn, num_cached_tokens, known * self.block_size, now)
+        if turn.first_token_at is None:
+            self._awaiting_first[request.request_id] = request
+        if turn.session.session_id in self._retained:
+            self._release(turn.session.session_id, "returned")
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        now = self._now = self.clock()
+        outputs = super().update_from_output(*args, **kwargs)
+        for request_id, request in list(self._awaiting_first.items()):
+            if request.num_output_tokens > 0:
+                self._first_token(request_id, now)
+        self._sampler.step_ended(args[0].total_num_scheduled_tokens, now)
+        if self._link.is_listening:
+            self._sample(now)
+        return outputs
+
+    def _sample(self, now: float) -> None:
+        sample = self._sampler.sample(self._co, self._current_load(now), now)
+        if sample is not None:
+            self._link.emit(sample)
+        self._link.flush()
+
+    def _first_token(self, request_id: str, now: float) -> None:
+        if self._awaiting_first.pop(request_id, None) is not None:
+            self._co.first_token(self._co.turns[request_id], now)
+
+    # --- turns in and out --------------------------------------------------------------
+    def add_request(self, request: Request) -> None:
+        if request.request_id not in self.requests:
+            self._co.submit(
+                request.request_id,
+                request.session_id,
+                request.num_prompt_tokens,
+                self.clock(),
+                max_output_tokens=request.max_tokens,
+                priority=request.priority,
+            )
+        super().add_request(request)
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)
+        self._co.preempted(self._co.turns[request.request_id], self._now)
+
+    def _free_blocks(self, request: Request) -> None:
+        turn = self._co.turns.get(request.request_id)
+        if turn is not None:
+            self._finished(turn, request)
+        super()._free_blocks(request)
+
+    def _finished(self, turn: Turn, request: Request) -> None:
+        now = self.clock()
+        if request.num_output_tokens > 0:
+            self._first_token(request.request_id, now)
+        self._awaiting_first.pop(request.request_id, None)
+        turn.num_output_tokens = request.num_output_tokens
+        blocks = cached_blocks(self.kv_cache_manager, request) if self._can.holds_kv else []
+        turn.session.engine_state = PrefixAnchor.of(request.block_hashes)
+        hold = self._co.finished(
+            turn, self._load, now, reason=_finish_reason(request), num_cached_blocks=len(blocks)
+        )
+        if hold:
+            self._retained.hold(turn.session.session_id, blocks)
+
+    def _free_request_blocks(self, request: Request) -> None:
+        values = self._values
+        if values is None:
+            super()._free_request_blocks(request)
+            return
+        owner = request.session_id or request.request_id
+        values.use(owner, cached_blocks(self.kv_cache_manager, request))
+        values.freeing = owner
+        super()._free_request_blocks(request)
+        values.freeing = None
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        for session_id in list(self._co.held):
+            self._release(session_id, "reset")
+        return super().reset_prefix_cache(*args, **kwargs)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._link.close()
+
+    # --- memory ------------------------------------------------------------------------
+    def _may_start(self, request: Request) -> bool:
+        free = self._pool.get_num_free_blocks()
+        # A refused head is not looked up again until memory came free: same result,
+        # without vLLM's prefix lookup per step (27% of its scheduling time, VLLM.md).
+        if self._refused is not None:
+            if self._refused[0] == request.request_id and free <= self._refused[1]:
+                return False
+            self._refused = None
+        turn = self._co.turns[request.request_id]
+        running = (self._co.turns[r.request_id] for r in self.running)
+        return self._co.may_start(turn, running, free)
+
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        granted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        if not self._follows or not self._can.caps_prefill or granted <= 1:
+            self._num_granted += 1
+            return granted
+        turn = self._co.turns[request.request_id]
+        quantum = self._co.policy.prefill_quantum(turn, self._now)
+        if quantum is not None:
+            granted = max(1, min(granted, quantum))
+        if request.status == RequestStatus.RUNNING and self._co.policy.shrinks_chunks:
+            granted = self._fit(turn, request, num_computed_tokens, granted)
+        self._num_granted += granted > 0
+        return granted
+
+    def _fit(self, turn: Turn, request: Request, num_computed_tokens: int, wanted: int) -> int:
+        """Cut a running prefill chunk to free memory; 0: wait for the better-ranked.
+
+        A block is left for each better-ranked turn, so that decodes find their next one.
+        """
+        owned = len(self.kv_cache_manager.get_blocks(request.request_id).blocks[0])
+        free = self._pool.get_num_free_blocks() + self._retained.num_blocks - request.priority
+        room = (owned + free) * self.block_size - num_computed_tokens
+        if wanted <= room:
+            return wanted
+        if room > 0:
+            self._co.shrunk(turn, wanted, room, self._now)
+            return room
+        return 0 if self._num_granted else wanted
+
+    def _allocate(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        blocks = self._stock_allocate(request, *args, **kwargs)
+        if blocks is None and self._co.held:
+            turn = self._co.turns[request.request_id]
+            for session_id in self._co.reclaimable(
+                turn, self._pool.get_num_free_blocks(), self._load, self._now
+            ):
+                self._release(session_id, "pressure")
+                blocks = self._stock_allocate(request, *args, **kwargs)
+                if blocks is not None:
+                    break
+        if blocks is None and request.status != RequestStatus.RUNNING:
+            self._refused = (request.request_id, self._pool.get_num_free_blocks())
+        return blocks
+
+    def _release(self, session_id: str, reason: str) -> None:
+        if self._values is not None:
+            self._values.freeing = session_id
+        self._retained.release(session_id)
+        if self._values is not None:
+            self._values.freeing = None
+        self._co.released(session_id, reason, self._now)
+
+    # --- the control plane -------------------------------------------------------------
+    def _control(self, message: dict[str, Any]) -> None:
+        session_id = message["session_id"]
+        match message["op"]:
+            case "session_end":
+                if self._co.end_session(session_id):
+                    self._release(session_id, "ended")
+            case "tool_started":
+                call = ToolCall(
+                    message["tool_call_id"],
+                    session_id,
+                    message["tool_name"],
+                    queued_at=message["queued_at"],
+                    started_at=self._now,
+                )
+                self._co.tool_started(call, message.get("expected_return_at"))
+            case "tool_finished":
+                self._co.tool_finished(session_id, message["time"])
+            case op:
+                logger.warning("MARS control message with unknown op %r ignored", op)
+
+    def _current_load(self, now: float) -> Load:
+        return Load(
+            sampled_at=now,
+            kv_blocks_total=self._co.num_blocks,
+            kv_blocks_free=self._pool.get_num_free_blocks(),
+            kv_blocks_retained=self._retained.num_blocks,
+            block_size=self.block_size,
+            num_running=len(self.running),
+            num_waiting=len(self.waiting),
+            preemptions=self._co.preemptions,
+            computed_tokens=self._co.computed_tokens,
+            recomputed_tokens=self._co.recomputed_tokens,
+        )
+
+
+def _finish_reason(request: Request) -> str:
+    # Stop strings are matched in the API server and arrive here as aborts.
+    params = request.sampling_params
+    if request.status == RequestStatus.FINISHED_ABORTED:
+        stopped = params is not None and params.stop and request.num_output_tokens > 0
+        return "stop" if stopped else "abort"
+    return str(request.get_finished_reason() or "stop")
