@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
+from mars.core.model import ActiveSet, HeldSession, Load, Session
+
 
 class GrowthForecast:
     """How much larger a session's context will still become (tokens).
@@ -43,6 +45,47 @@ class GrowthForecast:
     def ahead_tokens(self) -> float:
         """Growth still to be expected of an active or held session."""
         return self.share * self.mean_tokens
+
+
+class Projection:
+    """KV tokens that the active sessions will need, against the pool.
+
+    Remembers the first prompt of each active session (bounded by their number, give or
+    take 64) and the pool's size, which does not change, so that the last known one holds.
+    """
+
+    def __init__(self, growth: GrowthForecast | None = None) -> None:
+        self.growth = growth or GrowthForecast()
+        self.pool_tokens = 0
+        self._first: dict[str, int] = {}
+
+    def saw(self, load: Load) -> int:
+        """Take the pool's size from a sample; returns it, 0 while never known."""
+        if load.kv_blocks_total:
+            self.pool_tokens = load.kv_blocks_total * load.block_size
+        return self.pool_tokens
+
+    def admitted(self, held: HeldSession) -> None:
+        """A session is admitted: its first prompt counts from now on."""
+        self._first[held.session.session_id] = held.num_prompt_tokens
+
+    def watched(self, active: ActiveSet) -> None:
+        """Learn from sessions under way; forget those that are gone."""
+        for session_id, session in active.sessions.items():
+            first = self._first.setdefault(session_id, session.context_tokens)
+            self.growth.watched(session.context_tokens - first)
+        if len(self._first) > 2 * len(active) + 64:
+            self._first = {k: v for k, v in self._first.items() if k in active.sessions}
+
+    def ended(self, session: Session) -> None:
+        """A session ended: learn how much it grew."""
+        first = self._first.pop(session.session_id, None)
+        if first is not None and session.context_tokens:
+            self.growth.finished(session.context_tokens - first)
+
+    def present_tokens(self, session: Session) -> int:
+        """Context of an active session, its first prompt while that is under way."""
+        return max(session.context_tokens, self._first.get(session.session_id, 0))
 
 
 class TurnsAhead:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ThunderAgent's admission of new programs by token capacity, best fit every five seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mars.core.forecast import Projection
+from mars.core.model import ActiveSet, Activity, HeldSession, Load, Session
+from mars.core.packing import PackingMode, fitting, in_arrival_order, ordered, prompt_tokens
+from mars.core.policy import BaseAdmission, admission_policies
+
+PER_SESSION_TOKENS = 100
+NUM_BLIND = 2
+
+
+@admission_policies.register("thunderagent")
+class ThunderAgent(BaseAdmission):
+    """Admit while reasoning plus weighted acting tokens fit the pool; short ones first.
+
+    ``used = reasoning tokens + w x acting tokens + 100 x sessions <= pool``. An arrival is
+    admitted at once when nobody is held and it fits; every ``interval_s`` the held ones are
+    resumed in ascending tokens as far as they fit; after ``force_s`` anyway.
+
+    Source: ThunderAgent, 2602.13692, and its public proxy (5 s, 1800 s, 100 tokens).
+    Deviations: it also pauses acting sessions between turns, smallest first, when the sum
+    exceeds the pool; here only whole sessions are held. Tokens come from the engine, not
+    from characters.
+
+    Ignores: shared prefixes, growth, idleness, CPU load.
+    """
+
+    def __init__(
+        self, acting_weight: float = 1.0, *, interval_s: float = 5.0, force_s: float = 1800.0
+    ) -> None:
+        self.acting_weight = float(acting_weight)
+        self.interval_s = interval_s
+        self.force_s = force_s
+        self.projection = Projection()
+        self._resumed_at = -math.inf
+
+    def window(self, load: Load, now: float) -> float:
+        return math.inf if self.projection.saw(load) else float(NUM_BLIND)
+
+    def admit(
+        self, held: Sequence[HeldSession], active: ActiveSet, load: Load, now: float
+    ) -> list[str]:
+        queue = in_arrival_order(held)
+        late = [h for h in queue if now - h.held_since > self.force_s]
+        if not self.projection.saw(load):
+            chosen = queue[: max(0, NUM_BLIND - len(active))]
+        elif not len(active):
+            chosen = queue[:1]
+        elif len(queue) == 1 or now - self._resumed_at >= self.interval_s:
+            self._resumed_at = now
+            chosen = fitting(
+                ordered(queue, PackingMode.SHORT_FIRST, prompt_tokens, now, self.force_s),
+                budget=self.projection.pool_tokens - self._used(active),
+                slots=math.inf,
+                size=lambda h: h.num_prompt_tokens + PER_SESSION_TOKENS,
+                may_pass=lambda h: True,
+            )
+        else:
+            chosen = []
+        chosen = late + [h for h in chosen if h not in late]
+        for h in chosen:
+            self.projection.admitted(h)
+        return [h.session.session_id for h in chosen]
+
+    def on_tick(self, active: ActiveSet, load: Load, now: float) -> None:
+        self.projection.saw(load)
+        self.projection.watched(active)
+
+    def on_end(self, session: Session, now: float) -> None:
+        self.projection.ended(session)
+
+    def state(self) -> dict[str, Any]:
+        return {"mode": "thunderagent", "pool_tokens": self.projection.pool_tokens}
+
+    def _used(self, active: ActiveSet) -> float:
+        used = 0.0
+        for session in active.sessions.values():
+            tokens = self.projection.present_tokens(session)
+            is_acting = session.activity is Activity.ACTING
+            used += tokens * (self.acting_weight if is_acting else 1.0) + PER_SESSION_TOKENS
+        return used
