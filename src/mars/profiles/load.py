@@ -72,9 +72,11 @@ class Profile:
 
     ``kv_tokens`` is what the memory holds beside weights and activations. ``sources`` maps
     ``gpu.<field>``, ``model.<field>`` and own fields to where the number comes from.
+    ``spec`` loads the same profile again, in another process too.
     """
 
     name: str
+    spec: str
     gpu: str
     model: str
     accelerator: Accelerator
@@ -107,12 +109,13 @@ def load_profile(name_or_path: str | Path) -> Profile:
     text = str(name_or_path)
     if text.endswith(".toml"):
         path = Path(text)
-        return _build(_read(path, ProfileFile), path.stem)
+        return _build(_read(path, ProfileFile), path.stem, str(path.resolve()))
     gpu, model = _split(text)
-    return _build(ProfileFile(gpu=gpu, model=model), f"{gpu}-{model}")
+    name = f"{gpu}-{model}"
+    return _build(ProfileFile(gpu=gpu, model=model), name, name)
 
 
-def _build(file: ProfileFile, name: str) -> Profile:
+def _build(file: ProfileFile, name: str, spec: str) -> Profile:
     gpu_name, gpu = _find("gpus", file.gpu, GpuFile)
     model_name, model = _find("models", file.model, ModelFile)
     cost = roofline(gpu.accelerator, model.architecture)
@@ -126,6 +129,7 @@ def _build(file: ProfileFile, name: str) -> Profile:
     sources["activation_bytes"] = "assumed"
     return Profile(
         name=name,
+        spec=spec,
         gpu=gpu_name,
         model=model_name,
         accelerator=gpu.accelerator,
