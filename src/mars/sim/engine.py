@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM v1's scheduler in virtual time: the same steps, token for token.
+
+Follows ``Scheduler.schedule`` and ``update_from_output`` of vLLM 0.30-0.33 for a text model
+with one KV cache group: running requests first, in order; chunked prefill under one token
+budget; prefix caching; a waiting request starts only if its whole prompt fits
+(``scheduler_reserve_full_isl``); the last running request is preempted when memory is
+short. With ``is_async`` a step is planned while the one before still runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mars.core.coscheduler import CoScheduler
+from mars.core.cost import CostModel
+from mars.core.model import Load
+from mars.sim.blocks import BlockPool, Hit
+from mars.sim.content import Contents
+from mars.sim.request import Request, Work
+
+
+@dataclass(slots=True, frozen=True)
+class EngineShape:
+    """What of vLLM's configuration decides a step.
+
+    ``num_blocks`` counts as vLLM's ``num_gpu_blocks`` does: one of them is its null block.
+    """
+
+    num_blocks: int
+    block_size: int = 16
+    max_num_batched_tokens: int = 8192
+    max_num_seqs: int = 256
+    watermark: float = 0.0
+    is_async: bool = False
+
+    @property
+    def num_usable_blocks(self) -> int:
+        """Blocks that requests can have."""
+        return self.num_blocks - 1
+
+
+class Engine:
+    """Plans steps and takes their results, first come first served.
+
+    Args:
+        co: sessions, turns and events; its policy decides nothing here.
+        shape: pool and limits.
+        cost: duration of a step.
+    """
+
+    def __init__(self, co: CoScheduler, shape: EngineShape, cost: CostModel) -> None:
+        self.co = co
+        self.shape = shape
+        self.cost = cost
+        self.pool = self._make_pool()
+        self.running: list[Request] = []
+        self.waiting: deque[Request] = deque()
+        self.num_steps = 0
+        self._contents = Contents(shape.block_size)
+        self._watermark_blocks = int(shape.watermark * shape.num_blocks)
+        self._in_flight: deque[list[Work]] = deque()
+        self._has_preempted = False
+        self._now = 0.0
+        self._load = Load(sampled_at=0.0)
+
+    # --- what the driver calls -----------------------------------------------------------
+    @property
+    def has_requests(self) -> bool:
+        """Whether any turn is in the engine."""
+        return bool(self.running or self.waiting)
+
+    def submit(
+        self,
+        request_id: str,
+        session_id: str,
+        prompt: Sequence[tuple[str, int, int]],
+        reply: tuple[str, int, int],
+        now: float,
+    ) -> None:
+        """A turn arrives: its prompt and the reply it will give, as content segments."""
+        num_prompt = sum(count for _, _, count in prompt)
+        turn = self.co.submit(request_id, session_id, num_prompt, now, max_output_tokens=reply[2])
+        request = Request(turn, self._contents.path((*prompt, reply)), reply[2])
+        self.waiting.append(request)
+
+    def plan(self, now: float) -> float | None:
+        """Plan one step; its duration in seconds, or None when nothing can be scheduled."""
+        self._now = now
+        self._before_step(now)
+        chosen = self._schedule()
+        work = self._advance(chosen)
+        self._after_step(work, now)
+        if not work:
+            return None
+        self.num_steps += 1
+        self._in_flight.append(work)
+        return self.cost.step_s([(r.num_computed - n, n) for r, n, _ in work])
+
+    def complete(self, now: float) -> list[str]:
+        """Take the result of the oldest planned step; ids of the turns that finished."""
+        self._now = now
+        finished: list[Request] = []
+        for request, num_tokens, samples in self._in_flight.popleft():
+            request.num_in_flight -= num_tokens
+            is_stale = request.num_stale > 0
+            if is_stale:
+                request.num_stale -= num_tokens
+            if samples and not request.is_finished and self._sampled(request, is_stale):
+                finished.append(request)
+        for request in finished:
+            if request.is_running:
+                self.running.remove(request)
+            else:
+                self.waiting.remove(request)
+        return [request.request_id for request in finished]
+
+    def control(self, message: dict[str, Any]) -> None:
+        """A message of the control plane; without a policy nobody listens."""
+        if message["op"] == "session_end":
+            self.co.end_session(message["session_id"])
+
+    @property
+    def num_held_blocks(self) -> int:
+        """Blocks referenced for tool-blocked sessions only."""
+        return 0
+
+    def load(self, now: float) -> Load:
+        """The engine's side of a load sample."""
+        co = self.co
+        return Load(
+            sampled_at=now,
+            kv_blocks_total=co.num_blocks,
+            kv_blocks_free=self.pool.num_free,
+            kv_blocks_retained=self.num_held_blocks,
+            block_size=self.shape.block_size,
+            num_running=len(self.running),
+            num_waiting=len(self.waiting),
+            preemptions=co.preemptions,
+            computed_tokens=co.computed_tokens,
+            recomputed_tokens=co.recomputed_tokens,
+        )
+
+    # --- one step --------------------------------------------------------------------------
+    def _schedule(self) -> list[tuple[Request, int]]:
+        chosen: list[tuple[Request, int]] = []
+        budget = self.shape.max_num_batched_tokens
+        running = self.running
+        self._has_preempted = False
+        index = 0
+        while index < len(running) and budget > 0:
+            request = running[index]
+            index += 1
+            if _is_last_token_planned(request):
+                continue
+            wanted = request.num_tokens + request.num_placeholders - request.num_computed
+            wanted = self._grant(request, request.num_computed, min(wanted, budget))
+            if wanted == 0:
+                continue
+            if not self._make_room(request, wanted):
+                break
+            chosen.append((request, wanted))
+            budget -= wanted
+        if not self._has_preempted:
+            self._start_waiting(chosen, budget)
+        return chosen
+
+    def _make_room(self, request: Request, num_tokens: int) -> bool:
+        """Blocks for a running request, preempting from the back; False if it went itself."""
+        while not self._allocate(request, num_tokens):
+            victim = self.running.pop()
+            self._preempt(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _start_waiting(self, chosen: list[tuple[Request, int]], budget: int) -> None:
+        waiting, running = self.waiting, self.running
+        skipped: list[Request] = []
+        size = self.shape.block_size
+        while budget > 0 and waiting and self._may_start(waiting[0]):
+            if len(running) >= self.shape.max_num_seqs:
+                break
+            request = waiting[0]
+            if request.num_stale:
+                skipped.append(waiting.popleft())
+                continue
+            hits, num_hit = self.pool.lookup(request.path, (request.num_tokens - 1) // size)
+            wanted = min(request.num_tokens - num_hit * size, budget)
+            wanted = self._grant(request, num_hit * size, wanted)
+            if wanted == 0 or not self._allocate_first(request, wanted, hits, num_hit):
+                break
+            waiting.popleft()
+            running.append(request)
+            request.is_running = True
+            request.num_computed = num_hit * size
+            chosen.append((request, wanted))
+            budget -= wanted
+        waiting.extendleft(reversed(skipped))
+
+    def _advance(self, chosen: list[tuple[Request, int]]) -> list[Work]:
+        is_async = self.shape.is_async
+        work: list[Work] = []
+        for request, num_tokens in chosen:
+            request.num_computed += num_tokens
+            request.num_in_flight += num_tokens
+            samples = request.num_computed >= request.num_tokens + request.num_placeholders
+            if samples and is_async:
+                request.num_placeholders += 1
+            work.append((request, num_tokens, samples))
+        return work
+
+    def _sampled(self, request: Request, is_stale: bool) -> bool:
+        """One more output token; whether it was the last."""
+        request.num_tokens += 1
+        num_output = request.num_tokens - request.num_prompt
+        if self.shape.is_async and not is_stale:
+            request.num_placeholders -= 1
+            full = (request.num_computed - request.num_placeholders) // self.shape.block_size
+            self.pool.cache(request.table, request.path, full)
+        if num_output == 1:
+            self.co.first_token(request.turn, self._now)
+        if num_output < request.max_tokens:
+            return False
+        self._finish(request)
+        return True
+
+    # --- memory ------------------------------------------------------------------------------
+    def _allocate(self, request: Request, num_tokens: int) -> bool:
+        """Blocks for the next tokens of a running request."""
+        size = self.shape.block_size
+        table, total = request.table, request.num_computed + num_tokens
+        missing = -(-total // size) - table.num_blocks
+        if missing > 0:
+            if missing > self.pool.num_free:
+                return False
+            self.pool.take(table, missing)
+        full = min(total, request.num_tokens) // size
+        if full > table.num_cached:
+            self.pool.cache(table, request.path, full)
+        return True
+
+    def _allocate_first(
+        self, request: Request, num_tokens: int, hits: list[Hit], num_hit: int
+    ) -> bool:
+        """Blocks for the first chunk of a waiting request, if its whole prompt fits."""
+        size, pool, table = self.shape.block_size, self.pool, request.table
+        needed = -(-request.num_tokens // size) - num_hit
+        needed += sum(hi - lo for extent, lo, hi in hits if not extent.tables)
+        if self.running:
+            needed += self._watermark_blocks
+        if needed > pool.num_free:
+            return False
+        total = num_hit * size + num_tokens
+        pool.adopt(table, hits)
+        pool.take(table, -(-total // size) - num_hit)
+        pool.cache(table, request.path, min(total, request.num_tokens) // size)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        turn = request.turn
+        turn.num_computed_tokens = request.num_computed
+        self._free(request)
+        request.is_running = False
+        request.num_computed = 0
+        request.num_stale = request.num_in_flight
+        request.num_placeholders = 0
+        self.waiting.appendleft(request)
+        self._has_preempted = True
+        self.co.preempted(turn, self._now)
+
+    def _finish(self, request: Request) -> None:
+        request.is_finished = True
+        turn = request.turn
+        turn.num_output_tokens = request.num_tokens - request.num_prompt
+        is_held = self.co.finished(
+            turn,
+            self._load,
+            self._now,
+            reason="stop",
+            num_cached_blocks=request.table.num_cached,
+        )
+        if is_held:
+            self._hold(request)
+        self._free(request)
+
+    # --- what a policy replaces --------------------------------------------------------------
+    def _make_pool(self) -> BlockPool:
+        return BlockPool(self.shape.num_usable_blocks)
+
+    def _before_step(self, now: float) -> None:
+        pass
+
+    def _after_step(self, work: list[Work], now: float) -> None:
+        for request, num_tokens, _ in work:
+            turn = request.turn
+            self.co.computed_tokens += num_tokens
+            turn.session.num_computed_tokens += num_tokens
+            if not turn.is_running:
+                self.co.started(turn, request.num_computed - num_tokens, 0, now)
+
+    def _may_start(self, request: Request) -> bool:
+        return True
+
+    def _grant(self, request: Request, num_computed: int, num_tokens: int) -> int:
+        return num_tokens
+
+    def _hold(self, request: Request) -> None:
+        pass
+
+    def _free(self, request: Request) -> None:
+        self.pool.free(request.table)
+
+
+def _is_last_token_planned(request: Request) -> bool:
+    """Async: the step in flight will reach the output limit (vLLM's rule, with its slack)."""
+    placeholders = request.num_placeholders
+    limit = request.num_prompt + request.max_tokens
+    return placeholders > 0 and request.num_computed + 2 - placeholders >= limit
