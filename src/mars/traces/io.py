@@ -67,7 +67,7 @@ def _open(name: str) -> IO[bytes]:
         entry = files("mars.traces").joinpath("public", wanted + _PUBLIC_SUFFIX)
         return lzma.open(entry.open("rb"))
     if name.endswith(".gz"):
-        return gzip.open(name, "rb")
+        return cast("IO[bytes]", gzip.open(name, "rb"))
     if name.endswith(".xz"):
         return lzma.open(name, "rb")
     return Path(name).open("rb")
