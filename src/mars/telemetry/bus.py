@@ -103,8 +103,8 @@ class Reader:
 
     def read(self, limit: int = 1024) -> list[Record]:
         """Up to ``limit`` new records, after an ``events_dropped`` if some were lost."""
-        if self.seq > self._bus.last_seq:
-            self.seq = self._bus.last_seq  # a place from an earlier life of the stream
+        # A place from an earlier life of the stream counts as the newest one.
+        self.seq = min(self.seq, self._bus.last_seq)
         lost, records = self._bus.copy(self.seq, limit)
         if not records:
             return []

@@ -89,7 +89,7 @@ def from_map(wire: Mapping[str, Any], *, seq: int = 0, source: str = "unknown") 
         return Record(seq, source, _opaque(kind, wire))
     values = {key: value for key, value in wire.items() if key not in _ENVELOPE or key in known}
     if unknown := values.keys() - known:
-        raise CodecError(f"{kind}: unknown field {sorted(unknown)[0]!r}")
+        raise CodecError(f"{kind}: unknown field {min(unknown)!r}")
     if "window" in values and values["window"] is None:
         values["window"] = math.inf  # JSON has no infinity; "no bound" is null there
     try:

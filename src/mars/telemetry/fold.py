@@ -84,8 +84,7 @@ class Fold:
     def apply(self, event: ev.Event) -> None:
         """Take in the next event; kinds without meaning here are only counted."""
         self.counters.num_events += 1
-        if event.time > self.time:
-            self.time = event.time
+        self.time = max(self.time, event.time)
         step = _STEPS.get(type(event))
         if step is not None:
             step(self, event)

@@ -45,7 +45,7 @@ class JsonlSink:
         except OSError as error:
             raise LogError(
                 f"event log {self.path} cannot be written ({error.strerror}); "
-                "set telemetry.events_log to a writable file"
+                "set telemetry.events_path to a writable file"
             ) from error
         _cut_torn_tail(self._fd)
         self.write_lines(_header())
@@ -81,7 +81,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
     Raises:
         LogError: no header, another schema, or a malformed line before the last.
     """
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number == 1 or line.startswith(_HEADER_PREFIX):
                 if line.endswith(b"\n"):
@@ -105,7 +105,7 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The first header: ``schema``, ``wall_time`` (Unix s), ``monotonic_time``, ``host``."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return _check_header(file.readline(), path, 1)
 
 

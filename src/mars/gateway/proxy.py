@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streaming pass-through of ``/v1/*``: bodies untouched, replies byte for byte.
+
+The body is read once and looked at (never changed) to find its session; the session may
+be held; then the reply goes through chunk by chunk. When the client goes away, the
+engine's connection is closed, which makes vLLM abort the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from mars.config import GatewayConfig
+from mars.gateway import identity as ids
+from mars.gateway.openai import ApiError, Send, send_error
+from mars.gateway.turns import Turns, TurnWatch
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+GENERATES = (b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/messages")
+"""Paths that start a turn; everything else passes without a session."""
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_NOT_SENT_ON = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-session-id"}
+_NOT_SENT_BACK = _HOP_BY_HOP | {b"date", b"server"}  # our own server writes these
+_NO_DEFAULTS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+KEEPALIVE_S = 3.0
+"""Idle engine connections close before vLLM's server closes them (5 s) under a request."""
+
+
+class ClientGone(Exception):  # noqa: N818 - not an error of ours
+    """The client closed its connection before the request was complete."""
+
+
+def engine_client(config: GatewayConfig) -> aiohttp.ClientSession:
+    """The client towards the engine: no limits of its own, nothing decoded."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=_NO_DEFAULTS,
+        read_bufsize=2**18,
+    )
+
+
+@dataclass(slots=True)
+class Reply:
+    """The response to the client: what has been sent of it."""
+
+    send: Send
+    status: int = 0
+    is_stream: bool = False
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send status and headers."""
+        self.status = status
+        self.is_stream = any(
+            k.lower() == b"content-type" and v.startswith(b"text/event-stream") for k, v in headers
+        )
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def body(self, chunk: bytes, *, more: bool = True) -> None:
+        """Send part of the body."""
+        await self.send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    async def fail(self, error: ApiError) -> None:
+        """Send the error; in-band once the reply has begun, and never as a clean end."""
+        if not self.status:
+            self.status = error.status
+            await send_error(self.send, error)
+        elif self.is_stream:
+            await self.body(b"\n\ndata: " + error.body() + b"\n\n")
+
+
+class Proxy:
+    """ASGI endpoint for everything under ``/v1``.
+
+    Args:
+        config: engine address, keys and limits.
+        turns: sessions of requests, and their events.
+        answered: told the status of every answer.
+    """
+
+    def __init__(
+        self, config: GatewayConfig, turns: Turns, answered: Callable[[int], None]
+    ) -> None:
+        self._config = config
+        self._turns = turns
+        self._answered = answered
+        self.client: aiohttp.ClientSession | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = Reply(send)
+        try:
+            check_key(self._config.api_key, scope)
+            body = await read_body(scope, receive, self._config.max_body_bytes)
+        except ApiError as error:
+            await reply.fail(error)
+            self._answered(reply.status)
+            return
+        except ClientGone:
+            return
+        serving = asyncio.ensure_future(self._serve(scope, body, reply))
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((serving, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            serving.cancel()  # harmless when done; otherwise the client has gone
+            with suppress(asyncio.CancelledError):
+                await serving
+        if reply.status:
+            self._answered(reply.status)
+
+    async def _serve(self, scope: Scope, body: bytes, reply: Reply) -> None:
+        path, path_id = ids.split_path(scope["raw_path"])
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        turn: TurnWatch | None = None
+        outcome = "abort"
+        try:
+            if scope["method"] == "POST" and path in GENERATES:
+                turn = await self._turns.begin(headers, body, path_id)
+            await self._relay(scope, path, body, reply, turn)
+            outcome = "stop"
+        except ApiError as error:
+            outcome = "error"
+            await reply.fail(error)
+        finally:
+            if turn is not None:
+                turn.end(outcome)
+
+    async def _relay(
+        self, scope: Scope, path: bytes, body: bytes, reply: Reply, turn: TurnWatch | None
+    ) -> None:
+        assert self.client is not None, "the gateway has not been started"
+        url = self._config.engine_url.rstrip("/") + path.decode("latin-1")
+        if scope["query_string"]:
+            url += "?" + scope["query_string"].decode("latin-1")
+        try:
+            response = await self.client.request(
+                scope["method"],
+                URL(url, encoded=True),
+                data=body or None,
+                headers=self._request_headers(scope, turn),
+                allow_redirects=False,
+            )
+        except aiohttp.ClientError as error:
+            raise engine_error(self._config.engine_url, error) from error
+        try:
+            await reply.start(response.status, _response_headers(response))
+            async for chunk in response.content.iter_any():
+                if turn is not None:
+                    turn.saw(chunk)
+                await reply.body(chunk)
+        except aiohttp.ClientError as error:
+            raise engine_error(self._config.engine_url, error) from error
+        finally:
+            response.close() if not response.content.at_eof() else response.release()
+        await reply.body(b"", more=False)
+
+    def _request_headers(self, scope: Scope, turn: TurnWatch | None) -> CIMultiDict[str]:
+        headers = CIMultiDict[str]()
+        named = {
+            name.strip().lower()
+            for key, value in scope["headers"]
+            if key == b"connection"
+            for name in value.split(b",")
+        }
+        for key, value in scope["headers"]:
+            if key not in _NOT_SENT_ON and key not in named:
+                headers.add(key.decode("latin-1"), value.decode("latin-1"))
+        if self._config.engine_api_key is not None:
+            headers["Authorization"] = f"Bearer {self._config.engine_api_key}"
+        if turn is not None:
+            headers["X-Session-ID"] = turn.session_id
+        return headers
+
+
+def engine_error(engine_url: str, error: aiohttp.ClientError) -> ApiError:
+    """What a failed connection to the engine means to the client."""
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ServerTimeoutError):
+        return ApiError(
+            503,
+            f"the engine at {engine_url} cannot be reached ({error}); "
+            "start it, or set gateway.engine_url to where it listens",
+            headers={"Retry-After": "5"},
+        )
+    return ApiError(
+        502,
+        f"the engine at {engine_url} broke the connection ({error or type(error).__name__}); "
+        "look into its log, then send the request again",
+    )
+
+
+def check_key(api_key: str | None, scope: Scope) -> None:
+    """Refuse a request without the bearer key, in constant time.
+
+    Raises:
+        ApiError: 401.
+    """
+    if api_key is None:
+        return
+    given = b""
+    for key, value in scope["headers"]:
+        if key == b"authorization":
+            given = value.removeprefix(b"Bearer ")
+        elif key == b"x-api-key" and not given:  # how Anthropic clients send it
+            given = value
+    if not hmac.compare_digest(given, api_key.encode()):
+        raise ApiError(401, "send the gateway's key as 'Authorization: Bearer KEY'")
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole request body.
+
+    Raises:
+        ApiError: 413, larger than ``limit`` bytes.
+        ClientGone: the client left in the middle of it.
+    """
+    for key, value in scope["headers"]:
+        if key == b"content-length" and value.isdigit() and int(value) > limit:
+            raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        413, f"the request body exceeds {limit} bytes; raise gateway.max_body_bytes to allow it"
+    )
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _response_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
+    return [(k, v) for k, v in response.raw_headers if k.lower() not in _NOT_SENT_BACK]
