@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 
+from mars.cli.logs import log_to_stderr
 from mars.config import MarsConfig
+from mars.gateway import build_app, make_server
+
+POLL_S = 0.05
+URL_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+"""What to write in a URL for "every address"."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set ``stop``; call it inside a running loop."""
+    """SIGINT and SIGTERM set ``stop``; use it inside a running loop."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
@@ -25,16 +32,25 @@ def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def run_gateway(config: MarsConfig, stop: asyncio.Event) -> None:
-    """Serve until ``stop`` is set; print one line on standard output when it listens."""
-    from mars.gateway import serve_gateway
-
-    def announce(url: str) -> None:
+async def run_gateway(config: MarsConfig, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set; print one line on standard output once it answers."""
+    log_to_stderr()
+    server = make_server(build_app(config), config.gateway)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event
+        await asyncio.sleep(POLL_S)
+    if server.started:
+        host, port = listener.getsockname()[:2]
         print(
-            f"MARS serves {url}/v1 (policy {config.engine.policy}, "
-            f"admission {config.gateway.admission})",
+            f"MARS serves http://{URL_HOSTS.get(host, host)}:{port}/v1 "
+            f"(policy {config.engine.policy}, admission {config.gateway.admission})",
             flush=True,
         )
         print("mars: Ctrl-C ends it", file=sys.stderr, flush=True)
-
-    await serve_gateway(config, stop=stop, on_ready=announce)
+    stopping = asyncio.create_task(stop.wait())
+    # The server takes signals for itself while it runs, so it may end first.
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    stopping.cancel()
+    await serving
+    stop.set()

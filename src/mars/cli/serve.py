@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -19,13 +21,14 @@ from mars.cli.front import run_gateway, stop_on_signals
 from mars.cli.ports import free_port, require_free
 from mars.cli.settings import NO_SETTINGS, SettingsFlags
 from mars.config import MarsConfig, check_policies
+from mars.gateway import listen
 
 app = App(
     help_epilogue="""**Examples**
 
 ```sh
 mars serve Qwen/Qwen3-Coder-30B-A3B-Instruct -- --max-model-len 131072
-mars serve MODEL --policy mars-paper --admission mars-paper --events run.jsonl
+mars serve MODEL --policy mars-paper --admission aimd-paper --events run.jsonl
 mars serve --emulate h100-qwen3-coder-30b --kv-tokens 120000   # needs no GPU
 mars serve MODEL --stock                  # vLLM's own scheduler, as the baseline
 ```
@@ -106,6 +109,7 @@ def serve(
     require_free(config.gateway.host, config.gateway.port, "gateway.port")
     if engine_port:
         require_free("127.0.0.1", engine_port, "--engine-port")
+    listener = listen(config.gateway)
     directory = Path(tempfile.mkdtemp(prefix="mars-"))
     config = _wired(config, directory, engine_port or free_port(), is_stock=stock)
     request = EngineRequest(
@@ -121,7 +125,8 @@ def serve(
     command, environment = engine_command(request)
     log_path = engine_log or directory / "engine.log"
     engine = EngineProcess(command, environment, config.gateway.engine_url, log_path)
-    asyncio.run(_serve(engine, config, engine_timeout_s))
+    with contextlib.closing(listener):
+        asyncio.run(_serve(engine, config, listener, engine_timeout_s))
     # Kept after a failure, which leaves by an exception: the log is in it.
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -129,8 +134,7 @@ def serve(
 def _wired(config: MarsConfig, directory: Path, engine_port: int, *, is_stock: bool) -> MarsConfig:
     """Engine and gateway on the same addresses, of which the user need not know."""
     replace = msgspec.structs.replace
-    port = config.gateway.port or free_port(config.gateway.host)
-    gateway = replace(config.gateway, port=port, engine_url=f"http://127.0.0.1:{engine_port}")
+    gateway = replace(config.gateway, engine_url=f"http://127.0.0.1:{engine_port}")
     if is_stock:
         return replace(config, gateway=gateway)
     given = config.engine
@@ -144,7 +148,9 @@ def _wired(config: MarsConfig, directory: Path, engine_port: int, *, is_stock: b
     )
 
 
-async def _serve(engine: EngineProcess, config: MarsConfig, timeout_s: float) -> None:
+async def _serve(
+    engine: EngineProcess, config: MarsConfig, listener: socket.socket, timeout_s: float
+) -> None:
     stop = asyncio.Event()
     with stop_on_signals(stop):
         try:
@@ -152,7 +158,7 @@ async def _serve(engine: EngineProcess, config: MarsConfig, timeout_s: float) ->
             _say(f"starting the engine; its log: {engine.log_path}")
             if not await _ready(engine, timeout_s, stop):
                 return
-            gateway = asyncio.create_task(run_gateway(config, stop))
+            gateway = asyncio.create_task(run_gateway(config, listener, stop))
             died = asyncio.create_task(engine.wait())
             await asyncio.wait({gateway, died}, return_when=asyncio.FIRST_COMPLETED)
             failure = engine.died() if died.done() and not stop.is_set() else None
