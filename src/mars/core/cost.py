@@ -141,10 +141,10 @@ class CostModel:
             else:
                 read_s = per_kv_token_s * (computed + scheduled)
                 pairs_s = per_pair_s * scheduled * (computed + 0.5 * scheduled)
-                attention_s += pairs_s if pairs_s > read_s else read_s
+                attention_s += max(pairs_s, read_s)
         if not num_tokens:
             return 0.0
-        attention_s += kv_tokens * (per_kv_token_s if per_kv_token_s > per_pair_s else per_pair_s)
+        attention_s += kv_tokens * max(per_kv_token_s, per_pair_s)
         return self._rest_s(num_tokens, num_seqs) + attention_s
 
     def prefill_s(
@@ -177,8 +177,7 @@ class CostModel:
         if experts_s:
             experts_s *= 1.0 - self.expert_miss**num_tokens
         read_s = self.weights_s + experts_s
-        compute_s = self.per_token_s * num_tokens
-        linear_s = compute_s if compute_s > read_s else read_s
+        linear_s = max(read_s, self.per_token_s * num_tokens)
         return self.base_s + self.per_seq_s * num_seqs + linear_s
 
 

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 POLL_S = 0.2
 
@@ -29,7 +31,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class ApiServer:
-    """``python -m vllm.entrypoints.openai.api_server`` with its own process group.
+    """``python -m vllm.entrypoints.openai.api_server`` in a process group of its own.
 
     Use as a context manager, or call :meth:`start` and :meth:`stop`.
 
@@ -37,6 +39,7 @@ class ApiServer:
         arguments: command line; must contain ``--port``.
         environment: whole environment of the process.
         log_path: where stdout and stderr go.
+        module: what to run; anything that answers ``/health`` will do.
         ready_s: how long it may take to answer ``/health`` (it imports for half a minute).
         stop_s: how long it may take to end before it is killed.
     """
@@ -47,12 +50,14 @@ class ApiServer:
         *,
         environment: Mapping[str, str],
         log_path: Path,
+        module: str = "vllm.entrypoints.openai.api_server",
         ready_s: float = 240.0,
         stop_s: float = 20.0,
     ) -> None:
         self.arguments = list(arguments)
         self.environment = dict(environment)
         self.log_path = log_path
+        self.module = module
         self.ready_s = ready_s
         self.stop_s = stop_s
         self.host = self._argument("--host", "127.0.0.1")
@@ -75,7 +80,7 @@ class ApiServer:
             raise ServerFailedError("the API server was not started")
         return self._process.pid
 
-    def __enter__(self) -> ApiServer:
+    def __enter__(self) -> Self:
         self.start()
         try:
             self.wait_ready()
@@ -94,7 +99,7 @@ class ApiServer:
 
     def start(self) -> None:
         """Start the process; does not wait."""
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *self.arguments]
+        command = [sys.executable, "-m", self.module, *self.arguments]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -146,10 +151,8 @@ class ApiServer:
                 process.kill()
                 process.wait()
         # The engine core is a child of its own and outlives a killed server.
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process = None
 
     def _argument(self, name: str, default: str) -> str:

@@ -82,6 +82,11 @@ class Device:
             self.late_s += late_s
             self.max_late_s = max(self.max_late_s, late_s)
 
+    def counters(self) -> dict[str, float]:
+        """All counters by name."""
+        names = ("num_steps", "busy_s", "late_s", "max_late_s", "stalled_s")
+        return {name: getattr(self, name) for name in names}
+
 
 DEVICE = Device()
 """The accelerator of this engine-core process; the scheduler plug-in reports its counters."""

@@ -78,19 +78,19 @@ class EmulatedExecutor(Executor):
             )
         if self.speculative_config is not None:
             raise ValueError("the emulated engine drafts no tokens: drop --speculative-config")
-        self.profile, time_scale = _profile(self.vllm_config.additional_config)
+        self._target, time_scale = _profile(self.vllm_config.additional_config)
         self._scripts: dict[str, Script] = {}
         self._computed: deque[tuple[float, ModelRunnerOutput]] = deque()
         self._eos_token_id = _eos_token_id(self.model_config)
         # Loaded now: on the first request it would hold up the engine for a second.
         self._tokenizer: Any = cached_tokenizer_from_config(self.model_config)
-        DEVICE.reset(self.profile.cost, time_scale)
-        logger.info("emulating %s, time x %g", self.profile.name, time_scale)
+        DEVICE.reset(self._target.cost, time_scale)
+        logger.info("emulating %s, time x %g", self._target.name, time_scale)
 
     # --- start-up --------------------------------------------------------------------
     def get_kv_cache_specs(self) -> list[dict[str, KVCacheSpec]]:
         """One full-attention cache for each layer whose KV grows with the context."""
-        shape = self.profile.architecture
+        shape = self._target.architecture
         spec = FullAttentionSpec(
             block_size=self.cache_config.block_size,
             num_kv_heads=shape.num_kv_heads,
@@ -101,8 +101,8 @@ class EmulatedExecutor(Executor):
 
     def determine_available_memory(self) -> list[int]:
         """The profile's KV pool, and one block more: vLLM keeps one as its null block."""
-        num_tokens = self.profile.kv_tokens + self.cache_config.block_size
-        return [num_tokens * self.profile.kv_bytes_per_token]
+        num_tokens = self._target.kv_tokens + self.cache_config.block_size
+        return [num_tokens * self._target.kv_bytes_per_token]
 
     def get_supported_kv_cache_layouts(self) -> list[list[str]]:
         """Any will do."""
@@ -126,8 +126,13 @@ class EmulatedExecutor(Executor):
         non_block: bool = False,
         **_: Any,
     ) -> Any:
-        """Answer as one worker would that agrees with everything."""
-        answers = [_RPC_ANSWERS.get(method) if isinstance(method, str) else None]
+        """Answer as one worker would that agrees with everything.
+
+        ``mars_device`` gets the counters of the device. In vLLM's development mode
+        (``VLLM_SERVER_DEV_MODE=1``) ``POST /collective_rpc`` asks for it over HTTP.
+        """
+        name = method if isinstance(method, str) else ""
+        answers = [DEVICE.counters() if name == "mars_device" else _RPC_ANSWERS.get(name)]
         return _finished(answers) if non_block else answers
 
     def check_health(self) -> None:

@@ -78,7 +78,12 @@ def server_arguments(
     }
     if scheduler_cls is not None:
         options["--scheduler-cls"] = scheduler_cls
-    flags = ["--enable-auto-tool-choice", "--enable-prefix-caching", "--enforce-eager"]
+    flags = [
+        "--enable-auto-tool-choice",
+        "--enable-prefix-caching",
+        "--enable-prompt-tokens-details",  # cached_tokens in usage
+        "--enforce-eager",
+    ]
     return [part for option in options.items() for part in option] + flags + list(extra)
 
 

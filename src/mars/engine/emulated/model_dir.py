@@ -27,7 +27,14 @@ from mars.traces.content import FIRST_TOKEN, NUM_TOKENS
 
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", END_OF_TURN)
-MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+MARKS = (
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+)
 FIRST_BYTE = FIRST_TOKEN + NUM_TOKENS
 VOCABULARY_SIZE = FIRST_BYTE + 256
 
