@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -56,21 +57,29 @@ def open_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
         ) from None
 
 
-def _open(name: str) -> IO[bytes]:
-    if name.startswith(PUBLIC_PREFIX):
-        wanted = name.removeprefix(PUBLIC_PREFIX)
-        if wanted not in public_names():
-            raise TraceError(
-                f"there is no such public trace. Choose one of {', '.join(public_names())}.",
-                source=name,
-            )
-        entry = files("mars.traces").joinpath("public", wanted + _PUBLIC_SUFFIX)
-        return lzma.open(entry.open("rb"))
-    if name.endswith(".gz"):
-        return cast("IO[bytes]", gzip.open(name, "rb"))
-    if name.endswith(".xz"):
-        return lzma.open(name, "rb")
-    return Path(name).open("rb")
+@contextmanager
+def _open(name: str) -> Iterator[IO[bytes]]:
+    with _found(name).open("rb") as raw:
+        if name.endswith(".gz"):
+            with gzip.GzipFile(fileobj=raw) as unpacked:
+                yield cast("IO[bytes]", unpacked)
+        elif name.endswith(".xz") or name.startswith(PUBLIC_PREFIX):
+            with lzma.open(raw) as unpacked:
+                yield unpacked
+        else:
+            yield raw
+
+
+def _found(name: str) -> Path | Traversable:
+    if not name.startswith(PUBLIC_PREFIX):
+        return Path(name)
+    wanted = name.removeprefix(PUBLIC_PREFIX)
+    if wanted not in public_names():
+        raise TraceError(
+            f"there is no such public trace. Choose one of {', '.join(public_names())}.",
+            source=name,
+        )
+    return files("mars.traces").joinpath("public", wanted + _PUBLIC_SUFFIX)
 
 
 def read_trace(path: str | Path) -> Iterator[TraceSession]:
@@ -126,9 +135,8 @@ def write_trace(path: str | Path, sessions: Iterable[TraceSession]) -> int:
 
     Same sessions, same bytes: the compressed forms carry no time stamp.
     """
-    name = str(path)
     num_sessions = 0
-    with _create(name) as stream:
+    with create(path) as stream:
         for session in sessions:
             stream.write(encode_session(session) + b"\n")
             num_sessions += 1
@@ -136,7 +144,9 @@ def write_trace(path: str | Path, sessions: Iterable[TraceSession]) -> int:
 
 
 @contextmanager
-def _create(name: str) -> Iterator[IO[bytes]]:
+def create(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing, compressed as its name says, with no time stamp in it."""
+    name = str(path)
     with Path(name).open("wb") as raw:
         if name.endswith(".gz"):
             # No file name and no time in the header: the bytes depend on the sessions only.
