@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mars.core.events import Event, ToolQueued
+from mars.telemetry.codec import Record
+from mars.telemetry.sink import JsonlSink, LogError, read_events, read_header, read_records
+
+
+def queued(seq: int) -> Record:
+    event = ToolQueued(time=float(seq), session_id="s", tool_call_id=f"c{seq}", tool_name="bash")
+    return Record(seq, "tools", event)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "events.jsonl"
+    sink = JsonlSink(path)
+    records = [queued(i) for i in range(1, 6)]
+    sink.write(records[:2])
+    assert list(read_records(path)) == records[:2]  # readable while it is being written
+    sink.write(records[2:])
+    sink.close()
+    assert list(read_records(path)) == records
+    assert list(read_events(path)) == [r.event for r in records]
+    assert read_header(path)["schema"] == "mars.events/1"
+
+
+@pytest.mark.parametrize("kept", [1, 10, 60])
+def test_a_torn_last_line_is_left_out(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "events.jsonl"
+    sink = JsonlSink(path)
+    sink.write([queued(1), queued(2), queued(3)])
+    sink.close()
+    whole = path.read_bytes()
+    start = whole[:-1].rindex(b"\n") + 1
+    path.write_bytes(whole[: start + kept])
+    assert [r.seq for r in read_records(path)] == [1, 2]
+
+
+def test_reopening_after_a_crash_cuts_the_torn_tail_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    sink = JsonlSink(path)
+    sink.write([queued(1), queued(2)])
+    sink.close()
+    path.write_bytes(path.read_bytes()[:-20])
+    again = JsonlSink(path)
+    again.write([queued(3)])
+    again.close()
+    assert [r.seq for r in read_records(path)] == [1, 3]
+
+
+def test_a_file_torn_inside_its_header_is_an_empty_log(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"schema":"mars.ev')
+    assert list(read_records(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('{"schema":"mars.events/1"}\nnot json\n', "line 2"),
+        ('{"schema":"mars.events/9"}\n', "mars.events/9"),
+        ("no header\n", "line 1"),
+        ('{"schema":"mars.events/1"}\n{"kind":"tool_queued","time":1}\n', "line 2.*session_id"),
+    ],
+)
+def test_a_malformed_log_is_refused_with_its_line(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(text)
+    with pytest.raises(LogError, match=named):
+        list(read_records(path))
+
+
+def test_a_place_that_cannot_be_written_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LogError, match="telemetry.events_path"):
+        JsonlSink(tmp_path / "file" / "events.jsonl")
+
+
+def test_an_unknown_kind_in_the_log_does_not_stop_the_reader(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    sink = JsonlSink(path)
+    sink.write_lines(b'{"kind":"from_2031","seq":1,"source":"engine","time":1.0,"x":2}\n')
+    sink.write([queued(2)])
+    sink.close()
+    assert [r.event.kind for r in read_records(path)] == ["opaque", "tool_queued"]
+    assert isinstance(next(read_events(path)), Event)
