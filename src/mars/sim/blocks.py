@@ -111,7 +111,7 @@ class BlockPool:
         hits: list[Hit] = []
         at = 0
         for node, _, hi in path:
-            stop = hi if hi < max_blocks else max_blocks
+            stop = min(max_blocks, hi)
             while at < stop:
                 end, found = stop, None
                 for extent in node.extents:
@@ -249,8 +249,4 @@ def _may_extend(last: Extent, node: Node, at: int, stop: int) -> bool:
     if last.node is not node or last.hi != at or len(last.tables) != 1 or last.user:
         return False
     siblings = node.extents
-    return len(siblings) == 1 or not any(
-        other.lo < stop and at < other.hi for other in siblings
-    )
-
-
+    return len(siblings) == 1 or not any(other.lo < stop and at < other.hi for other in siblings)

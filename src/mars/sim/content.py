@@ -9,8 +9,11 @@ run of blocks that one content fills in sequence, its children are what may foll
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+
+STRIDE = 32
+"""The plug-in keeps one block hash in so many (``mars.engine.vllm.prefix``)."""
 
 Piece = tuple[str, int, int]
 """(content id, first position, tokens): part of one block."""
@@ -33,6 +36,34 @@ class Span(NamedTuple):
     node: Node
     lo: int
     hi: int
+
+
+class Anchor(NamedTuple):
+    """What a session had computed when its last turn finished."""
+
+    path: tuple[Span, ...]
+    num_blocks: int
+
+    @classmethod
+    def of(cls, path: tuple[Span, ...]) -> Anchor | None:
+        """The anchor of a finished turn; None when it had no full block."""
+        return cls(path, path[-1].hi) if path else None
+
+    def reusable_blocks(self, path: Sequence[Span], num_blocks: int) -> int:
+        """Leading blocks that the first ``num_blocks`` of a new prompt share with it.
+
+        As in the plug-in: exact where the old prompt was extended, else in steps of
+        ``STRIDE`` blocks.
+        """
+        common = 0
+        for ours, theirs in zip(self.path, path, strict=False):
+            if ours.node is not theirs.node:
+                break
+            common = min(ours.hi, theirs.hi)
+            if ours.hi != theirs.hi:
+                break
+        common = min(common, num_blocks)
+        return common if common == self.num_blocks else common // STRIDE * STRIDE
 
 
 class Contents:

@@ -19,7 +19,7 @@ from mars.core.coscheduler import CoScheduler
 from mars.core.cost import CostModel
 from mars.core.model import Load
 from mars.sim.blocks import BlockPool, Hit
-from mars.sim.content import Contents
+from mars.sim.content import Anchor, Contents
 from mars.sim.request import Request, Work
 
 
@@ -276,6 +276,7 @@ class Engine:
         request.is_finished = True
         turn = request.turn
         turn.num_output_tokens = request.num_tokens - request.num_prompt
+        turn.session.engine_state = Anchor.of(request.path)
         is_held = self.co.finished(
             turn,
             self._load,
@@ -300,7 +301,13 @@ class Engine:
             self.co.computed_tokens += num_tokens
             turn.session.num_computed_tokens += num_tokens
             if not turn.is_running:
-                self.co.started(turn, request.num_computed - num_tokens, 0, now)
+                self._started(request, request.num_computed - num_tokens, now)
+
+    def _started(self, request: Request, num_cached_tokens: int, now: float) -> None:
+        anchor: Anchor | None = request.turn.session.engine_state
+        size = self.shape.block_size
+        known = anchor.reusable_blocks(request.path, request.num_tokens // size) if anchor else 0
+        self.co.started(request.turn, num_cached_tokens, known * size, now)
 
     def _may_start(self, request: Request) -> bool:
         return True

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mars.core.model import Turn
 from mars.sim.blocks import Table
 from mars.sim.content import Span
@@ -20,7 +18,6 @@ class Request:
     """
 
     __slots__ = (
-        "cached_at_start",
         "is_finished",
         "is_running",
         "max_tokens",
@@ -38,7 +35,7 @@ class Request:
         "turn",
     )
 
-    def __init__(self, turn: Turn, path: Sequence[Span], num_output_tokens: int) -> None:
+    def __init__(self, turn: Turn, path: tuple[Span, ...], num_output_tokens: int) -> None:
         self.turn = turn
         self.request_id = turn.request_id
         self.session_id = turn.session.session_id
@@ -54,7 +51,6 @@ class Request:
         """Output tokens of such steps (async pipeline)."""
         self.num_stale = 0
         """Of the tokens in flight, those from before a preemption."""
-        self.cached_at_start = 0
         self.is_running = False
         self.is_finished = False
         self.position = 0

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulated engine under a MARS policy: what ``MarsScheduler`` makes of vLLM's.
+
+Each method answers to one of the plug-in's seams and asks the :class:`CoScheduler` the
+same questions at the same moments; the agreement tests hold both to it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from mars.core.model import ToolCall, Turn
+from mars.sim.blocks import BlockPool, Hit, Table
+from mars.sim.engine import Engine
+from mars.sim.request import Request, Work
+from mars.sim.values import ValuePool
+
+
+class PolicyEngine(Engine):
+    """Order, quanta, shrinking, held KV and value-ordered eviction by the policy."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._held: dict[str, Table] = {}
+        self._num_held_blocks = 0
+        self._num_granted = 0
+        self._refused: tuple[str, int] | None = None
+        self._messages: list[dict[str, Any]] = []
+        super().__init__(*arguments, **options)
+
+    def plan(self, now: float) -> float | None:
+        self._now = now
+        messages, self._messages = self._messages, []
+        for message in messages:
+            self._obey(message)
+        self._load = self.load(now)
+        return super().plan(now)
+
+    @property
+    def num_held_blocks(self) -> int:
+        return self._num_held_blocks
+
+    # --- order -------------------------------------------------------------------------------
+    def _before_step(self, now: float) -> None:
+        for session_id, reason in self.co.expired(self._load, now):
+            self._release(session_id, reason)
+        self._num_granted = 0
+        rank_key = self.co.rank_key
+        for request in self.running:
+            turn = request.turn
+            turn.num_computed_tokens = request.num_computed
+            turn.num_output_tokens = request.num_tokens - request.num_prompt
+        self.running.sort(key=lambda r: rank_key(r.turn, now))
+        for position, request in enumerate(self.running):
+            request.position = position
+
+    def _start_waiting(self, chosen: list[tuple[Request, int]], budget: int) -> None:
+        # Sorted only where the order can matter; ranks are pure, so the moment is the same.
+        if budget > 0 and len(self.waiting) > 1:
+            rank_key, now = self.co.rank_key, self._now
+            self.waiting = deque(sorted(self.waiting, key=lambda r: rank_key(r.turn, now)))
+        super()._start_waiting(chosen, budget)
+
+    def _after_step(self, work: list[Work], now: float) -> None:
+        served: list[tuple[Turn, int]] = []
+        for request, num_tokens, _ in work:
+            if not request.turn.is_running:
+                self._started(request, request.num_computed - num_tokens, now)
+                if request.session_id in self._held:
+                    self._release(request.session_id, "returned")
+            served.append((request.turn, num_tokens))
+        self.co.served(served, now)
+
+    # --- memory ------------------------------------------------------------------------------
+    def _make_pool(self) -> BlockPool:
+        if not self.co.policy.evicts_by_value:
+            return super()._make_pool()
+        co = self.co
+        return ValuePool(
+            self.shape.num_usable_blocks,
+            value=lambda session_id: co.value(session_id, self._load, self._now),
+            evicted=lambda session_id, num, value: co.evicted(session_id, num, value, self._now),
+            clock=lambda: self._now,
+        )
+
+    def _may_start(self, request: Request) -> bool:
+        free = self.pool.num_free
+        if self._refused is not None:
+            if self._refused[0] == request.request_id and free <= self._refused[1]:
+                return False
+            self._refused = None
+        return self.co.may_start(request.turn, (r.turn for r in self.running), free)
+
+    def _grant(self, request: Request, num_computed: int, num_tokens: int) -> int:
+        if num_tokens <= 1:
+            self._num_granted += 1
+            return num_tokens
+        granted, policy = num_tokens, self.co.policy
+        quantum = policy.prefill_quantum(request.turn, self._now)
+        if quantum is not None:
+            granted = max(1, min(granted, quantum))
+        if request.is_running and policy.shrinks_chunks:
+            granted = self._fit(request, num_computed, granted)
+        self._num_granted += granted > 0
+        return granted
+
+    def _fit(self, request: Request, num_computed: int, wanted: int) -> int:
+        """Cut a running prefill chunk to free memory; 0: wait for the better-ranked."""
+        free = self.pool.num_free + self._num_held_blocks - request.position
+        room = (request.table.num_blocks + free) * self.shape.block_size - num_computed
+        if wanted <= room:
+            return wanted
+        if room > 0:
+            self.co.shrunk(request.turn, wanted, room, self._now)
+            return room
+        return 0 if self._num_granted else wanted
+
+    def _allocate(self, request: Request, num_tokens: int) -> bool:
+        if super()._allocate(request, num_tokens):
+            return True
+        for session_id in self._reclaimable(request):
+            self._release(session_id, "pressure")
+            if super()._allocate(request, num_tokens):
+                return True
+        return False
+
+    def _allocate_first(
+        self, request: Request, num_tokens: int, hits: list[Hit], num_hit: int
+    ) -> bool:
+        if super()._allocate_first(request, num_tokens, hits, num_hit):
+            return True
+        for session_id in self._reclaimable(request):
+            self._release(session_id, "pressure")
+            if super()._allocate_first(request, num_tokens, hits, num_hit):
+                return True
+        self._refused = (request.request_id, self.pool.num_free)
+        return False
+
+    def _reclaimable(self, request: Request) -> list[str]:
+        if not self.co.held:
+            return []
+        return self.co.reclaimable(request.turn, self.pool.num_free, self._load, self._now)
+
+    def _free(self, request: Request) -> None:
+        self.pool.free(request.table, request.session_id)
+
+    def _hold(self, request: Request) -> None:
+        table = self._held[request.session_id] = self.pool.share(request.table)
+        self._num_held_blocks += table.num_blocks
+
+    def _release(self, session_id: str, reason: str) -> None:
+        table = self._held.pop(session_id)
+        self._num_held_blocks -= table.num_blocks
+        if isinstance(self.pool, ValuePool):
+            self.pool.free(table, session_id, is_used=False)
+        else:
+            self.pool.free(table)
+        self.co.released(session_id, reason, self._now)
+
+    # --- the control plane -------------------------------------------------------------------
+    def control(self, message: dict[str, Any]) -> None:
+        self._messages.append(message)
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        session_id = message["session_id"]
+        match message["op"]:
+            case "session_end":
+                if self.co.end_session(session_id):
+                    self._release(session_id, "ended")
+            case "tool_started":
+                call = ToolCall(
+                    message["tool_call_id"],
+                    session_id,
+                    message["tool_name"],
+                    queued_at=message["queued_at"],
+                    started_at=self._now,
+                )
+                self.co.tool_started(call, message["expected_return_at"])
+            case _:
+                self.co.tool_finished(session_id, message["time"])
