@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from mars.core.model import ActiveSet, HeldSession, Load, Session, ToolCall, Turn
+from mars.core.packing import in_arrival_order
 from mars.core.retention import FlatCost, PrefillCost
 
 Rank = tuple[float, ...]
@@ -203,7 +204,7 @@ class BaseAdmission:
         self, held: Sequence[HeldSession], active: ActiveSet, load: Load, now: float
     ) -> list[str]:
         room = self.window(load, now) - len(active)
-        ids = [h.session.session_id for h in held]
+        ids = [h.session.session_id for h in in_arrival_order(held)]
         return ids if room == math.inf else ids[: max(0, int(room))]
 
     def window(self, load: Load, now: float) -> float:

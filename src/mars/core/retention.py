@@ -60,7 +60,7 @@ def return_probability(elapsed_s: float, horizon_s: float, scale_s: float, shape
     """
     if horizon_s <= 0.0:
         return 0.0
-    elapsed_s = max(0.0, elapsed_s)
+    elapsed_s = min(max(0.0, elapsed_s), 1.0e12)
     before = 1.0 + (elapsed_s / scale_s) ** shape
     after = 1.0 + ((elapsed_s + horizon_s) / scale_s) ** shape
     return 1.0 - before / after
