@@ -26,6 +26,9 @@ from mars.traces.content import prompt_segments, reply_segment, tokens
 from mars.traces.schema import TraceSession
 
 CONNECT_TIMEOUT_S = 10.0
+MAX_TRIES = 5
+"""Tries of one turn that is told to come back later: what the OpenAI client does at most."""
+_RETRIED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class ServerLostError(ConnectionError):
@@ -169,6 +172,7 @@ class _Client:
         else:
             record.sct_s = replay.modelled(time.monotonic() - due)
             replay.progress.num_sessions_done += 1
+        replay.tools.end_session(self.session.session_id)
         await self._end()
 
     async def _turns(self, due: float) -> None:
@@ -207,13 +211,29 @@ class _Client:
             replay.progress.num_turns_open -= 1
 
     async def _ask(self, body: bytes) -> Reply:
+        """Send the turn; asked to come back later (a long hold), do so, as agents do."""
         headers = {"Content-Type": "application/json", "X-Session-ID": self.session.session_id}
+        for _ in range(MAX_TRIES - 1):
+            reply = await self._try(body, headers)
+            if isinstance(reply, Reply):
+                return reply
+            await asyncio.sleep(reply)
+        reply = await self._try(body, headers)
+        if isinstance(reply, Reply):
+            return reply
+        raise ReplyError(f"told {MAX_TRIES} times to come back later")
+
+    async def _try(self, body: bytes, headers: dict[str, str]) -> Reply | float:
+        """The reply, or the seconds after which to ask again."""
         try:
             async with self.http.post("/v1/completions", data=body, headers=headers) as response:
-                if response.status != HTTPStatus.OK:
-                    text = error_text(await response.read())
-                    raise ReplyError(f"HTTP {response.status}: {text}")
-                return await read_reply(response.content.iter_any())
+                if response.status == HTTPStatus.OK:
+                    return await read_reply(response.content.iter_any())
+                text = error_text(await response.read())
+                later = response.headers.get("Retry-After", "")
+                if response.status in _RETRIED and later.isdigit():
+                    return float(later)
+                raise ReplyError(f"HTTP {response.status}: {text}")
         except aiohttp.ClientConnectorError as error:
             raise ServerLostError(
                 f"{self.replay.settings.url} refuses connections ({error}); see the server's log"

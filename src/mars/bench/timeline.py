@@ -177,16 +177,20 @@ def fill_records(records: Sequence[SessionRecord], line: Timeline) -> None:
                 turn.cached_tokens = by_index[turn.turn_index].num_cached_tokens
 
 
-def run_totals(line: Timeline, *, duration_s: float, time_scale: float, slots: int) -> RunTotals:
+def run_totals(
+    line: Timeline | None, *, duration_s: float, time_scale: float, slots: int
+) -> RunTotals:
     """Engine counters and utilisation of a whole run.
 
     Args:
-        line: the run's timeline.
+        line: the run's timeline; None leaves all but the duration unknown.
         duration_s: first arrival to last end, modelled.
         time_scale: dilation of the run.
         slots: tool slots; their busy share is what ``cpu_busy`` means here.
     """
     totals = RunTotals(duration_s=duration_s)
+    if line is None:
+        return totals
     real_s = duration_s * time_scale
     calls = [c for v in (*line.fold.ended.values(), *line.fold.sessions.values()) for c in v.tools]
     tool_s = sum(c.finished_at - c.started_at for c in calls if c.finished_at and c.started_at)
