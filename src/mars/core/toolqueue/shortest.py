@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shortest: short calls and old sessions first, fair between sessions, with ageing."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from mars.core.estimate import DurationEstimator
+from mars.core.model import Session, ToolCall
+from mars.core.policy import BaseToolPolicy, Rank, tool_policies
+
+_MAX_REMEMBERED = 8192
+"""Calls in the system, and sessions, remembered; beyond that the oldest are forgotten."""
+
+
+@tool_policies.register("shortest")
+class Shortest(BaseToolPolicy):
+    """Earliest deadline first; the deadline is fixed when the call is queued.
+
+    ``deadline = max(session arrival, queued_at - max_lead_s) + attained_share * tool
+    seconds the session had + stretch * (expected call + its other calls in the system) /
+    weight``, at most ``queued_at + max_wait_s``. Hence:
+
+    - short calls overtake long ones (``expected`` is learned per tool and command);
+    - sessions near their end go first: the older session is the one nearer to it. Counting
+      its turns orders no better, and its remaining calls cannot be told from their number;
+    - a session with many calls at once, or with much tool time behind it, steps back;
+    - nobody starves: only calls queued within ``max_lead_s + max_wait_s`` after a call can
+      overtake it.
+
+    Ignores how many CPUs a call uses, and everything about the engine. The defaults are
+    chosen with benchmarks/tool_queue.py (2 to 8 slots, load 0.8 to 6).
+
+    Args:
+        stretch: Seconds of lead that one second of work costs.
+        max_lead_s: Most lead (seconds) an old session gets over a new one.
+        max_wait_s: Most lead (seconds) others can get over a call, however long it is.
+        attained_share: Seconds of lead that one second of past tool time costs.
+        estimator: Learned durations; own by default.
+    """
+
+    def __init__(
+        self,
+        stretch: float = 50.0,
+        max_lead_s: float = 1200.0,
+        max_wait_s: float = 600.0,
+        attained_share: float = 0.5,
+        estimator: DurationEstimator | None = None,
+    ) -> None:
+        for name, value in (("stretch", stretch), ("max_lead_s", max_lead_s)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, not {value}")
+        if max_wait_s <= 0:
+            raise ValueError(f"max_wait_s must be positive, not {max_wait_s}")
+        self.stretch = stretch
+        self.max_lead_s = max_lead_s
+        self.max_wait_s = max_wait_s
+        self.attained_share = attained_share
+        self.estimator = estimator or DurationEstimator()
+        self._calls: OrderedDict[str, tuple[str, float, float]] = OrderedDict()
+        """Call in the system -> (session, expected seconds, deadline)."""
+        self._outstanding: dict[str, set[str]] = {}
+        self._attained_s: OrderedDict[str, float] = OrderedDict()
+
+    def on_queue(self, call: ToolCall, session: Session, now: float) -> None:
+        self._forget(call.tool_call_id)
+        expected_s, deadline = self._judge(call, session)
+        self._calls[call.tool_call_id] = (call.session_id, expected_s, deadline)
+        self._outstanding.setdefault(call.session_id, set()).add(call.tool_call_id)
+        if len(self._calls) > _MAX_REMEMBERED:
+            self._forget(next(iter(self._calls)))
+
+    def rank(self, call: ToolCall, session: Session, now: float) -> Rank:
+        known = self._calls.get(call.tool_call_id)
+        return (known[2] if known else self._judge(call, session)[1], call.queued_at)
+
+    def on_finish(self, call: ToolCall, now: float) -> None:
+        self._forget(call.tool_call_id)
+        if call.started_at is None or call.finished_at is None:
+            return
+        duration_s = call.finished_at - call.started_at
+        self.estimator.observe(call.tool_name, duration_s)
+        self._attained_s[call.session_id] = self._attained_s.pop(call.session_id, 0.0) + duration_s
+        if len(self._attained_s) > _MAX_REMEMBERED:
+            self._attained_s.popitem(last=False)
+
+    def on_session_end(self, session_id: str, now: float) -> None:
+        self._attained_s.pop(session_id, None)
+
+    def _judge(self, call: ToolCall, session: Session) -> tuple[float, float]:
+        """Expected seconds and deadline of a call that is queued now."""
+        expected_s = self.estimator.expected(call.tool_name)
+        others = self._outstanding.get(call.session_id, ())
+        work_s = expected_s + sum(self._calls[other][1] for other in others)
+        deadline = max(session.arrival_time, call.queued_at - self.max_lead_s)
+        deadline += self.attained_share * self._attained_s.get(call.session_id, 0.0)
+        deadline += self.stretch * work_s / max(session.weight, 1e-6)
+        return expected_s, min(deadline, call.queued_at + self.max_wait_s)
+
+    def _forget(self, tool_call_id: str) -> None:
+        known = self._calls.pop(tool_call_id, None)
+        if known is not None:
+            own = self._outstanding[known[0]]
+            own.discard(tool_call_id)
+            if not own:
+                del self._outstanding[known[0]]
