@@ -43,7 +43,7 @@ class Workload(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_context_tokens: Count | None = None
     """Leave out sessions whose chosen turns exceed this."""
     min_turns: Count = 2
-    """Leave out sessions that have fewer turns left."""
+    """Leave out sessions that have fewer turns left (never more than ``turns``)."""
     arrival_rate_per_s: Positive = 1.0
     """Sessions arrive as a Poisson process of this rate."""
     max_gap_s: Seconds | None = None
@@ -207,7 +207,7 @@ def _bounded(turn: TraceTurn, workload: Workload) -> TraceTurn:
 
 
 def _fits(session: TraceSession, workload: Workload) -> bool:
-    if len(session.turns) < workload.min_turns:
+    if len(session.turns) < min(workload.min_turns, workload.turns or workload.min_turns):
         return False
     largest = max(t.prompt_tokens + t.output_tokens for t in session.turns)
     return workload.max_context_tokens is None or largest <= workload.max_context_tokens
