@@ -58,6 +58,14 @@ class VirtualShape:
     is_async: bool = False
 
 
+class VirtualTimeScheduler(MarsScheduler):
+    """The plug-in on a clock that stands still between steps."""
+
+    def load(self, now: float) -> Load:
+        """The sample that its policy would see."""
+        return self._current_load(now)
+
+
 class VirtualEngine:
     """Drives ``Scheduler``, ``AsyncScheduler`` or ``MarsScheduler`` step by step.
 
@@ -106,9 +114,7 @@ class VirtualEngine:
         request = Request(
             request_id=request_id,
             prompt_token_ids=[_TOKEN] * num_prompt,
-            sampling_params=SamplingParams(
-                max_tokens=reply[2], ignore_eos=True, output_kind=None
-            ),
+            sampling_params=SamplingParams(max_tokens=reply[2], ignore_eos=True, output_kind=None),
             pooling_params=None,
             arrival_time=now,
             block_hasher=ContentHasher((*prompt, reply), self.shape.block_size),
@@ -157,13 +163,17 @@ class VirtualEngine:
 
     def load(self, now: float) -> Load:
         """The engine's side of a load sample."""
-        pool = self.scheduler.kv_cache_manager.block_pool
+        scheduler = self.scheduler
+        if isinstance(scheduler, VirtualTimeScheduler):
+            return scheduler.load(now)
+        pool = scheduler.kv_cache_manager.block_pool
         return Load(
             sampled_at=now,
             kv_blocks_total=pool.num_gpu_blocks - 1,
             kv_blocks_free=pool.get_num_free_blocks(),
-            num_running=len(self.scheduler.running),
-            num_waiting=len(self.scheduler.waiting),
+            block_size=self.shape.block_size,
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
         )
 
     # --- building it -----------------------------------------------------------------------
@@ -180,17 +190,24 @@ class VirtualEngine:
         )
         config.cache_config.num_gpu_blocks = shape.num_blocks
         stock = AsyncScheduler if shape.is_async else Scheduler
-        kind = stock if mars is None else _in_virtual_time(self)
-        scheduler = kind(
+        kind = stock if mars is None else self._on_my_clock()
+        return kind(
             vllm_config=config,
             kv_cache_config=kv,
             structured_output_manager=StructuredOutputManager(config),
             block_size=shape.block_size,
             log_stats=False,
         )
-        if isinstance(scheduler, MarsScheduler):
-            scheduler._link = self._link  # noqa: SLF001 -- same package; the wire without a wire
-        return scheduler
+
+    def _on_my_clock(self) -> type[VirtualTimeScheduler]:
+        def clock() -> float:
+            return self.now
+
+        def link(_: object) -> _Wire:
+            return self._link
+
+        members = {"clock": staticmethod(clock), "link_type": staticmethod(link)}
+        return type("VirtualTimeScheduler", (VirtualTimeScheduler,), members)
 
     def _vllm_config(self, directory: Path, mars: Mapping[str, Any] | None) -> VllmConfig:
         shape = self.shape
@@ -215,15 +232,6 @@ class VirtualEngine:
             cache_config=CacheConfig(block_size=shape.block_size, enable_prefix_caching=True),
             additional_config={"mars": dict(mars)} if mars is not None else {},
         )
-
-
-def _in_virtual_time(engine: VirtualEngine) -> type[MarsScheduler]:
-    class VirtualTimeScheduler(MarsScheduler):
-        """The plug-in on the engine's clock."""
-
-        clock = staticmethod(lambda: engine.now)
-
-    return VirtualTimeScheduler
 
 
 class ContentHasher:
@@ -261,14 +269,15 @@ def _pieces_by_block(
     pieces: list[tuple[str, int, int]] = []
     filled = 0
     for content_id, start, count in segments:
-        while count:
-            taken = min(size - filled, count)
+        at, stop = start, start + count
+        while at < stop:
+            taken = min(size - filled, stop - at)
             last = pieces[-1] if pieces else None
-            if last and last[0] == content_id and last[1] + last[2] == start:
+            if last and last[0] == content_id and last[1] + last[2] == at:
                 pieces[-1] = (content_id, last[1], last[2] + taken)
             else:
-                pieces.append((content_id, start, taken))
-            start, count, filled = start + taken, count - taken, filled + taken
+                pieces.append((content_id, at, taken))
+            at, filled = at + taken, filled + taken
             if filled == size:
                 blocks.append(tuple(pieces))
                 pieces, filled = [], 0
