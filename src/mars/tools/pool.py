@@ -204,6 +204,8 @@ class ToolPool:
                 self._queue, key=lambda w: (self.policy.rank(w.call, w.session, now), w.number)
             )
             self._queue.remove(first)
+            if first.turn.done():  # given up in this very moment
+                continue
             self._num_running += 1
             self._started(first.call, now)
             first.turn.set_result(None)

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pool keeps to its slots and its policy, reports every call once, and survives hogs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mars.core.events import Event, HostSampled, ToolFinished, ToolQueued, ToolStarted
+from mars.core.model import Session, ToolCall
+from mars.core.policy import BaseToolPolicy, Rank, UnknownPolicyError
+from mars.tools.pool import ToolPool
+from mars.tools.process import ToolRunner
+from tools.conftest import limits, shell
+
+
+class LastFirst(BaseToolPolicy):
+    """The opposite of FIFO, so that obeying it shows."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+        self.finished: list[ToolCall] = []
+
+    def rank(self, call: ToolCall, session: Session, now: float) -> Rank:
+        return (-float(call.tool_call_id),)
+
+    def on_finish(self, call: ToolCall, now: float) -> None:
+        self.finished.append(call)
+
+    def on_session_end(self, session_id: str, now: float) -> None:
+        self.ended.append(session_id)
+
+
+class Log(list[Event]):
+    """The events, and a way to wait for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiters: list[tuple[type[Event], str, asyncio.Future[None]]] = []
+
+    def append(self, event: Event) -> None:
+        super().append(event)
+        for kind, tool_call_id, seen in self._waiters:
+            is_it = isinstance(event, kind) and event.tool_call_id == tool_call_id  # type: ignore[attr-defined]
+            if is_it and not seen.done():
+                seen.set_result(None)
+
+    async def seen(self, kind: type[Event], tool_call_id: str) -> None:
+        if tool_call_id in of(kind, self):
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((kind, tool_call_id, future))
+        await asyncio.wait_for(future, timeout=60)
+
+
+@pytest.fixture
+def events() -> Log:
+    return Log()
+
+
+@pytest.fixture
+async def pool(events: Log, runner: ToolRunner) -> AsyncIterator[ToolPool]:
+    async with ToolPool(1, emit=events.append, runner=runner) as made:
+        yield made
+
+
+def of(kind: type[Event], events: list[Event]) -> list[str]:
+    return [e.tool_call_id for e in events if isinstance(e, kind)]  # type: ignore[attr-defined]
+
+
+class Gate:
+    """A tool that runs until it is let go, and says when it has begun."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._begun, self._go = folder / f"{name}-begun", folder / f"{name}-go"
+        os.mkfifo(self._begun)
+        os.mkfifo(self._go)
+        self.script = f"echo x > {self._begun}; read -r _ < {self._go}"
+
+    async def begun(self) -> None:
+        await asyncio.to_thread(self._begun.read_text)
+
+    async def open(self) -> None:
+        await asyncio.to_thread(self._go.write_text, "x\n")
+
+
+async def test_each_call_is_queued_started_and_finished_once(pool: ToolPool, events: Log) -> None:
+    calls = [shell(f"exit {i}", tool_call_id=str(i)) for i in range(5)]
+    results = await asyncio.gather(*map(pool.run, calls))
+    assert [r.exit_code for r in results] == [0, 1, 2, 3, 4]
+    for kind in (ToolQueued, ToolStarted, ToolFinished):
+        assert of(kind, events) == ["0", "1", "2", "3", "4"]
+    finished = [e for e in events if isinstance(e, ToolFinished)]
+    assert [e.exit_code for e in finished] == [0, 1, 2, 3, 4]
+    assert all(e.session_id == "s1" and e.cpu_seconds > 0 for e in finished)
+
+
+async def test_events_name_the_command_so_that_its_time_can_be_learned(
+    pool: ToolPool, events: Log
+) -> None:
+    await pool.run(shell("cd / && FOO=1 ls -l"))
+    assert {e.tool_name for e in events if isinstance(e, ToolQueued)} == {"bash:ls"}
+
+
+async def test_no_more_tools_run_than_there_are_slots(
+    runner: ToolRunner, events: Log, tmp_path: Path
+) -> None:
+    gates = [Gate(tmp_path, str(i)) for i in range(3)]
+    async with ToolPool(2, emit=events.append, runner=runner) as pool:
+        running = [
+            asyncio.ensure_future(pool.run(shell(gate.script, tool_call_id=str(i))))
+            for i, gate in enumerate(gates)
+        ]
+        await gates[0].begun()
+        await gates[1].begun()
+        load = pool.load()
+        assert (load.tools_running, load.tools_queued) == (2, 1)
+        await gates[1].open()
+        await gates[2].begun()
+        await gates[0].open()
+        await gates[2].open()
+        await asyncio.gather(*running)
+    assert of(ToolStarted, events) == ["0", "1", "2"]
+    assert of(ToolFinished, events)[0] == "1"
+
+
+async def test_the_policy_orders_the_queue_and_learns_from_what_ended(
+    runner: ToolRunner, events: Log
+) -> None:
+    policy = LastFirst()
+    async with ToolPool(1, policy, events.append, runner=runner) as pool:
+        await asyncio.gather(*(pool.run(shell("true", tool_call_id=str(i))) for i in range(4)))
+    assert of(ToolStarted, events) == ["0", "3", "2", "1"]
+    assert [c.tool_call_id for c in policy.finished] == ["0", "3", "2", "1"]
+    assert all(c.finished_at is not None for c in policy.finished)
+
+
+async def test_a_cancelled_call_leaves_the_queue_and_does_not_take_a_slot(
+    pool: ToolPool, events: Log, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path, "first")
+    first = asyncio.ensure_future(pool.run(shell(gate.script, tool_call_id="first")))
+    await gate.begun()
+    second = asyncio.ensure_future(pool.run(shell("true", tool_call_id="second")))
+    third = asyncio.ensure_future(pool.run(shell("true", tool_call_id="third")))
+    await events.seen(ToolQueued, "third")
+    second.cancel()
+    await gate.open()
+    assert (await third).exit_code == 0
+    assert (await first).exit_code == 0
+    assert second.cancelled()
+    assert of(ToolStarted, events) == ["first", "third"]
+    assert sorted(of(ToolFinished, events)) == ["first", "second", "third"]
+    assert pool.load().tools_running == 0
+
+
+async def test_cancelling_a_running_call_frees_its_slot(
+    pool: ToolPool, events: Log, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path, "first")
+    first = asyncio.ensure_future(pool.run(shell(gate.script, tool_call_id="first")))
+    await gate.begun()
+    first.cancel()
+    assert (await pool.run(shell("true", tool_call_id="second"))).exit_code == 0
+    assert sorted(of(ToolFinished, events)) == ["first", "second"]
+
+
+async def test_closing_kills_what_runs_and_what_waits(
+    runner: ToolRunner, events: Log, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path, "first")
+    async with ToolPool(1, emit=events.append, runner=runner) as pool:
+        calls = [
+            asyncio.ensure_future(pool.run(shell(gate.script, tool_call_id=str(i))))
+            for i in range(2)
+        ]
+        await gate.begun()
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(e) for e in ended] == [asyncio.CancelledError] * 2
+    assert sorted(of(ToolFinished, events)) == ["0", "1"]
+    with pytest.raises(RuntimeError, match="closed"):
+        await pool.run(shell("true"))
+
+
+async def test_the_host_is_sampled_with_the_state_of_the_queue(pool: ToolPool, events: Log) -> None:
+    await pool.run(shell("true"))
+    sample = next(e for e in events if isinstance(e, HostSampled))
+    assert sample.tool_slots == 1
+    assert sample.cpu_cores >= 1
+    assert 0.0 <= sample.cpu_usage <= 1.0
+    assert sample.memory_bytes_free is not None
+
+
+async def test_a_queue_that_does_not_move_does_not_look_short(
+    events: Log, runner: ToolRunner, tmp_path: Path
+) -> None:
+    now = 0.0
+    gate = Gate(tmp_path, "first")
+    pool = ToolPool(1, emit=events.append, runner=runner, clock=lambda: now)
+    try:
+        first = asyncio.ensure_future(pool.run(shell(gate.script)))
+        await gate.begun()
+        second = asyncio.ensure_future(pool.run(shell("true", tool_call_id="c2")))
+        await events.seen(ToolQueued, "c2")
+        now = 60.0
+        assert pool.load().tool_queue_delay_s == 60.0
+        await gate.open()
+        await asyncio.gather(first, second)
+        assert pool.load().tool_queue_delay_s == pytest.approx(12.0)
+        assert (await second).queued_s == 60.0
+    finally:
+        await pool.close()
+
+
+async def test_a_policy_moves_the_slots(runner: ToolRunner, tmp_path: Path) -> None:
+    class Two(BaseToolPolicy):
+        def slots(self, load: object, now: float) -> int | None:
+            return 2
+
+    gates = [Gate(tmp_path, "a"), Gate(tmp_path, "b")]
+    async with ToolPool(1, Two(), runner=runner, sample_interval_s=0.01) as pool:
+        calls = [
+            asyncio.ensure_future(pool.run(shell(gate.script, tool_call_id=str(i))))
+            for i, gate in enumerate(gates)
+        ]
+        for gate in gates:
+            await gate.begun()
+        for gate in gates:
+            await gate.open()
+        await asyncio.gather(*calls)
+
+
+async def test_an_ended_session_is_forgotten_by_the_policy(runner: ToolRunner) -> None:
+    policy = LastFirst()
+    async with ToolPool(1, policy, runner=runner) as pool:
+        await pool.run(shell("true", tool_call_id="1"))
+        pool.end_session("s1")
+        pool.end_session("never seen")
+    assert policy.ended == ["s1"]
+
+
+async def test_light_sessions_are_served_beside_every_kind_of_hog(runner: ToolRunner) -> None:
+    hogs = {
+        "never ends": "sleep 1000",
+        "ignores SIGTERM": "trap '' TERM; while :; do sleep 1; done",
+        "floods": "yes",
+        "forks away": "for i in 1 2 3 4 5 6 7 8; do setsid sleep 1000 & done; sleep 1000",
+        "burns": "while :; do :; done",
+    }
+    async with ToolPool(6, "shortest", runner=runner) as pool:
+        running = [
+            pool.run(
+                shell(
+                    script,
+                    session_id=name,
+                    tool_call_id=name,
+                    timeout_s=2.0,
+                    grace_s=0.2,
+                    limits=limits(output_bytes=1000),
+                )
+            )
+            for name, script in hogs.items()
+        ]
+        light = [
+            pool.run(shell(f"echo {i}", session_id="light", tool_call_id=str(i))) for i in range(20)
+        ]
+        results = await asyncio.gather(*running, *light)
+    assert all(r.is_timed_out for r in results[: len(hogs)])
+    assert [r.stdout for r in results[len(hogs) :]] == [f"{i}\n".encode() for i in range(20)]
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(ValueError, match="slots"):
+        ToolPool(0)
+    with pytest.raises(UnknownPolicyError, match="fifo"):
+        ToolPool(1, "lifo")
