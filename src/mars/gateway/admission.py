@@ -29,6 +29,10 @@ PLACE_KEPT_S = 120.0
 """How long an unattended place in the queue is kept: agents that retry come back within
 the 64 s of the longest known back-off (OpenHands), and need some slack (chosen)."""
 GENERATIONS_KEPT = 100_000
+DECISION_SHARE = 0.1
+LONG_QUEUE = 256
+"""With more than so many held, decisions take at most this share of the time; the rest
+wait for the tick."""
 
 Emit = Callable[[ev.Event], object]
 Observe = Callable[[str, float], object]
@@ -84,6 +88,7 @@ class Admission:
         self._generations: OrderedDict[str, int] = OrderedDict()
         self._window: float | None = None
         self._frozen_at: int | None = None
+        self._next_decision_at = 0.0
 
     @property
     def num_held(self) -> int:
@@ -178,14 +183,23 @@ class Admission:
             self.end(session_id, "drained")
 
     # --- decisions -------------------------------------------------------------------
-    def decide(self) -> None:
-        """Ask the policy which held sessions may run now, and let them."""
-        waiting = [place.held for place in self._places.values() if place.waiters]
-        if not waiting or self.is_draining:
-            return
+    def decide(self, *, is_due: bool = False) -> None:
+        """Ask the policy which held sessions may run now, and let them.
+
+        Left to the next tick when the queue is so long that asking at each arrival would
+        take more than its share of the time; ``is_due`` asks in any case.
+        """
         now = self._clock()
+        if self.is_draining or not (is_due or now >= self._next_decision_at):
+            return
+        waiting = [place.held for place in self._places.values() if place.waiters]
+        if not waiting:
+            return
         chosen = self.policy.admit(waiting, self.active, self._load(now), now)
-        self._observe("admit", self._clock() - now)
+        took_s = self._clock() - now
+        if len(waiting) > LONG_QUEUE:
+            self._next_decision_at = now + took_s / DECISION_SHARE
+        self._observe("admit", took_s)
         if self._frozen_at is not None:
             chosen = chosen[: max(0, self._frozen_at - len(self.active))]
         mode = str(self.policy.state().get("mode", "fcfs")) if chosen else ""
@@ -199,7 +213,7 @@ class Admission:
         if self._places or self.active.sessions:
             self._move_window(now)
         self._forget_absent(now)
-        self.decide()
+        self.decide(is_due=True)
 
     def _move_window(self, now: float) -> None:
         load = self._load(now)

@@ -137,7 +137,7 @@ class Proxy:
 
     async def _serve(self, scope: Scope, body: bytes, reply: Reply) -> None:
         path, path_id = ids.split_path(scope["raw_path"])
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+        headers = {k.decode("latin-1"): _text(v) for k, v in scope["headers"]}
         turn: TurnWatch | None = None
         outcome = "abort"
         try:
@@ -191,12 +191,20 @@ class Proxy:
         }
         for key, value in scope["headers"]:
             if key not in _NOT_SENT_ON and key not in named:
-                headers.add(key.decode("latin-1"), value.decode("latin-1"))
+                headers.add(key.decode("latin-1"), _text(value))
         if self._config.engine_api_key is not None:
             headers["Authorization"] = f"Bearer {self._config.engine_api_key}"
         if turn is not None:
             headers["X-Session-ID"] = turn.session_id
         return headers
+
+
+def _text(value: bytes) -> str:
+    """A header value such that the client, which writes UTF-8, sends the same bytes."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def engine_error(engine_url: str, error: aiohttp.ClientError) -> ApiError:
