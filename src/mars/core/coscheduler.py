@@ -355,12 +355,13 @@ class CoScheduler:
     def reclaimable(self, turn: Turn, free_blocks: int, load: Load, now: float) -> list[str]:
         """Held sessions to release, in order, until this turn's allocation succeeds.
 
-        A running turn may take any, before anyone is preempted. A waiting turn takes only
-        what the policy yields to it, and nothing when that would not be enough.
+        A running turn may take any, before anyone is preempted; so may a waiting one while
+        nobody runs, or the engine would stand still. Else a waiting turn takes only what
+        the policy yields to it, and nothing when that would not be enough.
         """
         own = turn.session.session_id
         order = [s for s in self.release_order(load, now) if s != own]
-        if turn.is_running:
+        if turn.is_running or not load.num_running:
             return order
         yields = self.policy.yields_to
         order = [s for s in order if yields(self.held[s].session, turn, load, now)]

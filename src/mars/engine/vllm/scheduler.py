@@ -19,7 +19,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy as VllmPolicy
 from vllm.v1.request import Request, RequestStatus
 
-from mars.config import engine_config
+from mars.config import EngineConfig, engine_config
 from mars.core.coscheduler import CoScheduler
 from mars.core.model import Load, ToolCall, Turn
 from mars.engine.vllm.blocks import ValueOrderedBlocks
@@ -45,6 +45,8 @@ class MarsScheduler(AsyncScheduler):
     clock: Callable[[], float] = staticmethod(time.monotonic)
     """Seconds; replaced by virtual time in the agreement tests."""
 
+    link_type: Callable[[EngineConfig], EngineLink] = EngineLink
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         check_seams()
         super().__init__(*args, **kwargs)
@@ -55,7 +57,7 @@ class MarsScheduler(AsyncScheduler):
         policy = make_policy(config)
         pool = self.kv_cache_manager.block_pool
         self._pool = pool
-        self._link = EngineLink(config)
+        self._link = self.link_type(config)
         self._co = CoScheduler(
             policy,
             num_blocks=pool.num_gpu_blocks - 1,

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plug-in in vLLM's real scheduler, in virtual time: order, memory, events."""
+
+import heapq
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from mars.core.cost import CostModel
+from mars.core.events import Event
+from mars.core.policy import scheduling_policies
+from mars.engine.vllm.virtual import VirtualEngine, VirtualShape
+from mars.profiles import load_profile
+
+pytestmark = pytest.mark.vllm
+
+COST: CostModel = load_profile("h100-80gb-qwen3-coder-30b-a3b").cost
+
+
+class Closed:
+    """Closed-loop sessions over one engine; checks the block accounting as it goes."""
+
+    def __init__(
+        self,
+        directory: Path,
+        num_blocks: int,
+        mars: dict[str, Any] | None,
+        *,
+        is_async: bool = False,
+    ) -> None:
+        self.events: list[Event] = []
+        shape = VirtualShape(num_blocks=num_blocks, is_async=is_async)
+        self.engine = VirtualEngine(shape, COST, directory, mars, self.events.append)
+        self.finished_at: dict[str, float] = {}
+
+    def run(self, num_sessions: int, num_turns: int, seed: int = 0) -> None:
+        rng = random.Random(seed)
+        due: list[tuple[float, str, int, int]] = []
+        for index in range(num_sessions):
+            heapq.heappush(due, (rng.uniform(0, 3), f"s{index}", 0, rng.randint(300, 3000)))
+        now = 0.0
+        lengths: dict[str, int] = {}
+        ends: list[tuple[float, float]] = []
+        engine = self.engine
+        while due or engine.has_requests:
+            while due and due[0][0] <= now:
+                _, session, turn, num_new = heapq.heappop(due)
+                prompt = lengths.get(session, 0) + num_new
+                reply = rng.randint(5, 60)
+                lengths[session] = prompt + reply
+                segments = [(session, 0, prompt)]
+                engine.submit(f"{session}-{turn}", session, segments, (session, prompt, reply), now)
+            step_s = engine.plan(now) if engine.has_requests else None
+            if step_s is None and not ends:
+                now = max(now + 0.001, due[0][0]) if due else now + 0.001
+                assert now < 600, "the engine stands still"
+                continue
+            if step_s is not None:
+                ends.append((now + step_s, step_s))
+            now = ends.pop(0)[0]
+            for request_id in engine.complete(now):
+                session, turn = request_id.split("-")
+                self.finished_at[request_id] = now
+                if int(turn) + 1 < num_turns:
+                    tool_s = rng.uniform(0.05, 4)
+                    heapq.heappush(
+                        due, (now + tool_s, session, int(turn) + 1, rng.randint(50, 900))
+                    )
+            self.check_integrity()
+
+    def check_integrity(self) -> None:
+        """Every block is free, or referenced as often as somebody uses or retains it."""
+        scheduler = self.engine.scheduler
+        pool = scheduler.kv_cache_manager.block_pool
+        references: Counter[int] = Counter()
+        for request in scheduler.requests.values():
+            for group in scheduler.kv_cache_manager.get_blocks(request.request_id).blocks:
+                references.update(b.block_id for b in group if not b.is_null)
+        retained = getattr(scheduler, "_retained", None)
+        if retained is not None:
+            for blocks in retained._blocks.values():
+                references.update(b.block_id for b in blocks)
+        free = {b.block_id for b in pool.free_block_queue.get_all_free_blocks()}
+        assert len(free) == pool.get_num_free_blocks()
+        for block in pool.blocks:
+            if not block.is_null:
+                assert block.ref_cnt == references[block.block_id]
+                assert (block.block_id in free) == (block.ref_cnt == 0)
+
+
+def names() -> list[str]:
+    return scheduling_policies.names()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_fcfs_under_the_plug_in_is_stock_vllm_step_for_step(tmp_path: Path, is_async: bool) -> None:
+    stock = Closed(tmp_path, 500, None, is_async=is_async)
+    ours = Closed(tmp_path, 500, {"policy": "fcfs"}, is_async=is_async)
+    stock.run(12, 4)
+    ours.run(12, 4)
+    assert ours.engine.num_steps == stock.engine.num_steps
+    assert ours.finished_at == stock.finished_at
+
+
+@pytest.mark.parametrize("policy", names())
+def test_no_block_is_lost_and_every_turn_ends_under_pressure(tmp_path: Path, policy: str) -> None:
+    closed = Closed(tmp_path, 420, {"policy": policy})
+    closed.run(14, 4, seed=3)
+    assert len(closed.finished_at) == 14 * 4
+    kinds = Counter(event.kind for event in closed.events)
+    assert kinds["turn_submitted"] == kinds["turn_finished"] == kinds["first_token"] == 56
+    assert kinds["turn_started"] == 56
+    assert kinds["kv_retained"] >= kinds["kv_released"]
+
+
+@pytest.mark.parametrize("policy", ["mars-paper", "mars"])
+def test_the_async_pipeline_ends_every_turn_too(tmp_path: Path, policy: str) -> None:
+    closed = Closed(tmp_path, 420, {"policy": policy}, is_async=True)
+    closed.run(14, 4, seed=5)
+    assert len(closed.finished_at) == 14 * 4
+
+
+def test_the_control_plane_releases_the_kv_of_an_ended_session(tmp_path: Path) -> None:
+    closed = Closed(tmp_path, 420, {"policy": "continuum"})
+    closed.run(1, 1)
+    scheduler: Any = closed.engine.scheduler
+    assert len(scheduler._retained) == 1
+    closed.engine.control({"op": "session_end", "session_id": "s0"})
+    closed.engine.plan(closed.engine.now)
+    assert len(scheduler._retained) == 0
+    released = [e for e in closed.events if e.kind == "kv_released"]
+    assert [e.reason for e in released] == ["ended"]  # type: ignore[attr-defined]
+
+
+def test_resetting_the_prefix_cache_lets_go_of_what_is_retained(tmp_path: Path) -> None:
+    closed = Closed(tmp_path, 420, {"policy": "continuum"})
+    closed.run(1, 1)
+    assert closed.engine.scheduler.reset_prefix_cache()
+    closed.check_integrity()
+
+
+def test_an_unknown_setting_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="polcy"):
+        Closed(tmp_path, 420, {"polcy": "mars"})
+
+
+def test_an_unknown_policy_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown scheduling policy 'marz'.*fcfs.*mars-paper"):
+        Closed(tmp_path, 420, {"policy": "marz"})
