@@ -37,7 +37,7 @@ format: install  ## Format the code and apply the safe fixes
 
 .PHONY: bench
 bench: install  ## Measure the parts that have a time budget (plug-in, stream, simulator)
-	@$(BIN)/python -m pytest -q --benchmark-enable --benchmark-only $(PYTEST)
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 .PHONY: lock
 lock:  ## Resolve requirements/ci.lock anew

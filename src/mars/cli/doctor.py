@@ -15,6 +15,7 @@ from mars.cli.checks import CHECKS, Finding, Verdict
 from mars.cli.settings import NO_SETTINGS, SettingsFlags
 
 app = App(
+    name="doctor",
     help_epilogue="""**Examples**
 
 ```sh

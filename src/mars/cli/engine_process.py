@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import sys
 import time
@@ -14,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 from mars.cli import leash
+from mars.cli.engine_log import reason
 from mars.cli.errors import CliError
 
 POLL_S = 0.25
@@ -23,7 +24,6 @@ STOP_GRACE_S = 15.0
 """Between SIGTERM and SIGKILL. vLLM needs 2 to 5 s to end its processes."""
 
 _TAIL_LINES = 12
-_ERROR = re.compile(r"\b(?:[A-Za-z_.]*(?:Error|Exception)|error): .+")
 
 
 class EngineProcess:
@@ -88,10 +88,10 @@ class EngineProcess:
         """Why it ended, as far as its log says."""
         lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines()
         shown = "".join(f"\n    {line}" for line in lines[-_TAIL_LINES:])
-        found = [match[0] for line in lines if (match := _ERROR.search(line))]
-        reason = f": {found[-1]}" if found else ""
+        returncode = self._started().returncode
+        cause = reason(lines) if returncode and returncode > 0 else None
         return CliError(
-            f"the engine ended with {_status(self._started().returncode)}{reason}\n"
+            f"the engine ended with {_status(returncode)}{f': {cause}' if cause else ''}\n"
             f"  the end of its log {self.log_path}:{shown}",
             "mend what the log names; flags after `--` go to vLLM as they are",
         )
@@ -129,11 +129,13 @@ async def is_healthy(client: aiohttp.ClientSession, url: str) -> bool:
 
 
 def _is_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether a process of the group runs; the dead that nobody has reaped do not count."""
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError):
+            status = process.info["status"]
+            if status != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == group:
+                return True
+    return False
 
 
 def _status(returncode: int | None) -> str:

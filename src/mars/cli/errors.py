@@ -6,6 +6,15 @@ from __future__ import annotations
 FAILED = 1
 """Exit status of a command that could not do its work; cyclopts exits so on usage, too."""
 
+OPTIONAL = {
+    "matplotlib": "bench",
+    "polars": "bench",
+    "pyarrow": "bench",
+    "scipy": "bench",
+    "vllm": "vllm",
+}
+"""Packages that the base installation lacks, and the extra that brings each."""
+
 
 class CliError(Exception):
     """A command cannot go on.
@@ -25,10 +34,16 @@ def describe(error: BaseException) -> list[str] | None:
     """The lines to show for an error of ours; None for one that is a defect.
 
     Errors that MARS raises on purpose say in their message what is wrong and what to do:
-    those of its own classes. Anything else deserves its traceback.
+    those of its own classes. A file that cannot be opened says which. Anything else deserves
+    its traceback.
     """
     if isinstance(error, CliError):
         return [error.cause] + ([f"fix: {error.fix}"] if error.fix else [])
     if isinstance(error, Exception) and type(error).__module__.startswith("mars."):
         return [str(error)]
+    if isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
+        extra = OPTIONAL[error.name]
+        return [f"{error.name} is not installed", f"fix: pip install 'mars-serving[{extra}]'"]
+    if isinstance(error, OSError) and error.filename:
+        return [f"{error.filename}: {error.strerror}"]
     return None

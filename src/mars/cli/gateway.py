@@ -22,6 +22,7 @@ from mars.config import MarsConfig, check_policies
 from mars.gateway import listen
 
 app = App(
+    name="gateway",
     help_epilogue="""**Examples**
 
 ```sh

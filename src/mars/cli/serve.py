@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 
 from mars.cli.engine_command import EngineRequest, engine_command
 from mars.cli.engine_process import EngineProcess
+from mars.cli.errors import CliError
 from mars.cli.front import run_gateway, stop_on_signals
 from mars.cli.ports import free_port, require_free
 from mars.cli.settings import NO_SETTINGS, SettingsFlags
@@ -24,6 +25,7 @@ from mars.config import MarsConfig, check_policies
 from mars.gateway import listen
 
 app = App(
+    name="serve",
     help_epilogue="""**Examples**
 
 ```sh
@@ -105,30 +107,43 @@ def serve(
             "telemetry.events_path": events and str(events),
         }
     )
+    if emulate is None and (kv_tokens or time_scale):
+        raise CliError(
+            "--kv-tokens and --time-scale are for an emulated accelerator",
+            "add --emulate PROFILE, or size the pool with vLLM's own flags after `--`",
+        )
     check_policies(config)
     require_free(config.gateway.host, config.gateway.port, "gateway.port")
     if engine_port:
         require_free("127.0.0.1", engine_port, "--engine-port")
-    listener = listen(config.gateway)
-    directory = Path(tempfile.mkdtemp(prefix="mars-"))
-    config = _wired(config, directory, engine_port or free_port(), is_stock=stock)
-    request = EngineRequest(
-        model=model,
-        config=config.engine,
-        port=int(config.gateway.engine_url.rpartition(":")[2]),
-        flags=vllm_flags,
-        is_stock=stock,
-        is_emulated=emulate is not None,
-        kv_tokens=kv_tokens,
-        directory=directory,
-    )
-    command, environment = engine_command(request)
-    log_path = engine_log or directory / "engine.log"
-    engine = EngineProcess(command, environment, config.gateway.engine_url, log_path)
-    with contextlib.closing(listener):
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(contextlib.closing(listen(config.gateway)))
+        directory = Path(tempfile.mkdtemp(prefix="mars-"))
+        config = _wired(config, directory, engine_port or free_port(), is_stock=stock)
+        request = EngineRequest(
+            model=model,
+            config=config.engine,
+            port=int(config.gateway.engine_url.rpartition(":")[2]),
+            flags=vllm_flags,
+            is_stock=stock,
+            is_emulated=emulate is not None,
+            kv_tokens=kv_tokens,
+            directory=directory,
+        )
+        engine = _prepared(request, config.gateway.engine_url, engine_log)
         asyncio.run(_serve(engine, config, listener, engine_timeout_s))
-    # Kept after a failure, which leaves by an exception: the log is in it.
+    # Kept after a failure, which leaves by an exception: the engine's log is in it.
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _prepared(request: EngineRequest, url: str, log_path: Path | None) -> EngineProcess:
+    """The engine, not started; what is on disk goes away if it cannot be."""
+    try:
+        command, environment = engine_command(request)
+    except Exception:
+        shutil.rmtree(request.directory, ignore_errors=True)
+        raise
+    return EngineProcess(command, environment, url, log_path or request.directory / "engine.log")
 
 
 def _wired(config: MarsConfig, directory: Path, engine_port: int, *, is_stock: bool) -> MarsConfig:

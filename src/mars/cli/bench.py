@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mars bench`: replay recorded agents in real time, and compare policies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from mars.bench.compare import Run, speed_up_text
+from mars.bench.demo import DEFAULT_OUT, DEFAULT_SCENARIO
+from mars.bench.demo import demo as run_demo
+from mars.bench.live import comparison
+from mars.bench.result import read_result
+from mars.cli.errors import CliError
+
+app = App(
+    name="bench",
+    help="Replay recorded agents in real time, and compare policies.",
+    help_epilogue="""**Examples**
+
+```sh
+mars bench demo                                  # what `make demo` does
+mars bench demo --sessions 24 --policies fcfs,mars
+mars bench replay public:swe-agent --url http://127.0.0.1:8000 --json run.json
+mars bench compare results/demo/fcfs/result.json results/demo/mars-paper/result.json
+```
+""",
+)
+
+
+@app.command
+def demo(
+    scenario: Path = DEFAULT_SCENARIO,
+    *,
+    out: Path = DEFAULT_OUT,
+    sessions: int | None = None,
+    turns: int | None = None,
+    time_scale: float | None = None,
+    kv_tokens: int | None = None,
+    tool_slots: int | None = None,
+    policies: str = "",
+    seed: int | None = None,
+    port: int = 0,
+) -> None:
+    """Run one scenario under several policies on the emulated accelerator, and compare.
+
+    Parameters
+    ----------
+    scenario
+        The scenario file; the flags below replace single values of it.
+    out
+        Folder for the report, and one folder per policy with its result, events and logs.
+    sessions
+        How many sessions.
+    turns
+        Most turns of a session.
+    time_scale
+        Dilation of everything timed: 2 halves the load on a slow machine and takes twice
+        as long; results are divided by it.
+    kv_tokens
+        KV pool of the emulated accelerator: less is more pressure.
+    tool_slots
+        Tool calls that run at once.
+    policies
+        Which, separated by commas: labels of the scenario, or POLICY, or POLICY@ADMISSION.
+    seed
+        Of the choice of sessions and of their arrivals.
+    port
+        Where the gateway listens; 0 takes a free port.
+    """
+    if not scenario.exists():
+        raise CliError(
+            f"there is no scenario {scenario}",
+            f"run it where {DEFAULT_SCENARIO} is (the repository), or name a file",
+        )
+    run_demo(
+        scenario,
+        out=out,
+        sessions=sessions,
+        turns=turns,
+        time_scale=time_scale,
+        kv_tokens=kv_tokens,
+        tool_slots=tool_slots,
+        policies=[name for name in policies.split(",") if name],
+        seed=seed,
+        port=port,
+    )
+
+
+@app.command
+def replay(
+    trace: str,
+    /,
+    *,
+    url: str,
+    model: str | None = None,
+    sessions: int | None = None,
+    tool_slots: int | None = None,
+    tool_policy: str = "fifo",
+    time_scale: float = 1.0,
+    scripted: bool = True,
+    machine: str | None = None,
+    json: Path | None = None,
+) -> None:
+    """Replay a trace against a server that already runs, and measure what its clients see.
+
+    Sessions are closed loops: a turn is sent when the one before it and its tools are done.
+    Recorded tools run here, as processes that use the recorded CPU seconds and memory.
+
+    Parameters
+    ----------
+    trace
+        A `mars.trace/1` file, or `public:NAME`.
+    url
+        Base URL of the gateway or of a bare engine, without `/v1`.
+    model
+        Model to ask for; default: the first the server offers.
+    sessions
+        Only so many, the first ones.
+    tool_slots
+        Tool calls that run at once; default: one per core.
+    tool_policy
+        Order of the tool queue.
+    time_scale
+        Arrivals, tools and waits take this many times longer; so must the engine.
+    scripted
+        Ask an emulated engine for the recorded replies.
+    machine
+        Profile to reckon ideal times and slowdowns with.
+    json
+        Write the whole result (`mars.result/1`) to this file.
+    """
+    from mars.cli.replay import ReplayRequest, run_replay
+
+    run_replay(
+        ReplayRequest(
+            trace=trace,
+            url=url.rstrip("/").removesuffix("/v1"),
+            model=model,
+            num_sessions=sessions,
+            tool_slots=tool_slots,
+            tool_policy=tool_policy,
+            time_scale=time_scale,
+            is_scripted=scripted,
+            machine=machine,
+            out=json,
+        )
+    )
+
+
+@app.command
+def compare(
+    *results: Annotated[Path, Parameter(required=True)],
+) -> None:
+    """Show results side by side; the first is what the others are compared with.
+
+    Parameters
+    ----------
+    results
+        Files of `mars.result/1`, from `mars bench` or `mars sim`.
+    """
+    labels = _labels(results)
+    runs = [Run(label, read_result(path)) for label, path in zip(labels, results, strict=True)]
+    console = Console()
+    console.print(comparison(runs))
+    for run in runs[1:]:
+        console.print(speed_up_text(run, runs[0]), style="bold", highlight=False)
+
+
+def _labels(paths: tuple[Path, ...]) -> list[str]:
+    """File names, or their folders' where the names are all alike."""
+    stems = [path.stem for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    folders = [path.resolve().parent.name for path in paths]
+    return folders if len(set(folders)) == len(folders) else [str(path) for path in paths]
