@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import socket
 from types import FrameType
 
@@ -30,8 +31,13 @@ class GatewayServer(uvicorn.Server):
         self._gateway = gateway
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came: stop accepting, and let turns in flight finish."""
-        super().handle_exit(sig, frame)
+        """A signal came: stop accepting, and let turns in flight finish.
+
+        A second SIGINT does not wait for them. Unlike uvicorn's own, the signal is not
+        raised again afterwards: who called :func:`run` still has an engine to stop.
+        """
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
         self._gateway.admission.is_draining = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
