@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,10 @@ MARK = "MARS_TOOL_RUN"
 """Environment variable with the call's mark."""
 _PR_SET_CHILD_SUBREAPER = 36
 _PROC = Path("/proc")
+_KERNEL = 2
+"""Parent of the kernel's own threads, which have no environment."""
+_EXEC_LOOKS, _EXEC_LOOK_S = 3, 0.0005
+"""In the middle of an exec the environment is empty for a moment: look again."""
 
 
 class ProcessStat(NamedTuple):
@@ -65,7 +70,7 @@ def find_members(session: int, mark: str, started_ticks: int) -> list[ProcessSta
     }
     wanted = f"{MARK}={mark}".encode()
     found = {
-        pid for pid, stat in young.items() if stat.session == session or _has_mark(pid, wanted)
+        pid for pid, stat in young.items() if stat.session == session or _has_mark(stat, wanted)
     }
     while grown := {p for p, s in young.items() if p not in found and s.parent in found}:
         found |= grown
@@ -117,8 +122,15 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir(_PROC) if name.isdigit()]  # noqa: PTH208 - 3x faster
 
 
-def _has_mark(pid: int, wanted: bytes) -> bool:
-    try:
-        return wanted in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
-    except OSError:
+def _has_mark(stat: ProcessStat, wanted: bytes) -> bool:
+    if stat.state == "Z" or stat.parent == _KERNEL:
         return False
+    environ = _PROC / str(stat.pid) / "environ"
+    try:
+        for _ in range(_EXEC_LOOKS):
+            if text := environ.read_bytes():
+                return wanted in text.split(b"\0")
+            time.sleep(_EXEC_LOOK_S)
+    except OSError:
+        pass
+    return False
