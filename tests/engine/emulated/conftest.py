@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -30,6 +29,6 @@ def server(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         max_model_len=MAX_MODEL_LEN,
     )
     environment = server_environment(os.environ) | {"VLLM_SERVER_DEV_MODE": "1"}
-    log_path = Path(os.environ.get("MARS_TEST_LOG", directory / "server.log"))
+    log_path = directory / "server.log"
     with ApiServer(arguments, environment=environment, log_path=log_path) as running:
         yield running

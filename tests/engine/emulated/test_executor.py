@@ -203,3 +203,14 @@ async def test_unreadable_script_is_answered_with_the_reason(client: Client) -> 
         vllm_xargs={"mars_reply_tokens": "many"},
     )
     assert "vllm_xargs.mars_reply_tokens = 'many'" in answer["choices"][0]["text"]
+
+
+async def test_reply_that_breaks_its_grammar_fails_alone(client: Client) -> None:
+    """The request fails, the engine goes on; a reply that keeps the form passes."""
+    ask = {"role": "user", "content": "Give me JSON."}
+    form = {"response_format": {"type": "json_object"}, "max_tokens": 50}
+    script = {"mars_reply_text": '{"passed": 12}'}
+    with pytest.raises(AssertionError, match="InternalServerError"):
+        await client.chat([ask], **form)
+    answer = await client.chat([ask], **form, vllm_xargs=script)
+    assert json.loads(answer["choices"][0]["message"]["content"]) == {"passed": 12}

@@ -8,6 +8,10 @@
 ``mars_reply_text``     this text, tokenised, then the end-of-sequence token
 nothing of these        filler up to ``max_tokens``
 ======================  ==================================================================
+
+There is no model behind it: log-probabilities are not given (vLLM answers 500), and where a
+request demands a form (``response_format``, ``tool_choice: required``), the script must have
+that form already; vLLM ends a request whose reply breaks its grammar with an error.
 """
 
 from __future__ import annotations
