@@ -16,7 +16,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from tests.bench.conftest import TOOL, session
 
 from mars.bench.client import Progress, Replay, ReplaySettings
 from mars.bench.toolside import ToolSide, burn_command
@@ -27,6 +26,7 @@ from mars.telemetry import read_events
 from mars.testing.engine import FakeEngine, serve
 from mars.traces.content import prompt_segments, reply_segment, tokens
 from mars.traces.schema import TraceSession
+from tests.bench.conftest import TOOL, session
 
 
 @contextlib.asynccontextmanager
