@@ -86,7 +86,7 @@ def read_weka(
         seed: of the modelled CPU seconds and memory.
         tool_cap_s: longest tool call; what a gap has beyond it is human time.
         include_subagents: also yield the sub-agents of the raw form, each as a session of its
-            own with ``parent`` set and its start, counted from its parent's, as ``arrival_s``.
+            own with ``parent`` set; parents arrive at 0, so ``arrival_s`` is the offset.
     """
     for line, row in read_rows(path, _Line):
         session_id = row.session or row.id or f"line{line}"
