@@ -171,6 +171,14 @@ class CostModel:
         per_token_s = max(self.per_kv_token_s, self.per_pair_s)
         return self._rest_s(batch, batch) + batch * (context_tokens + 1) * per_token_s
 
+    def decode_line(self, batch: int) -> tuple[float, float]:
+        """A decode step of ``batch`` sequences as ``fixed + slope * KV tokens read``.
+
+        Exactly :meth:`step_s` where every sequence computes one token; the KV tokens are
+        the sum of all contexts, each with its new token.
+        """
+        return self._rest_s(batch, batch), max(self.per_kv_token_s, self.per_pair_s)
+
     def _rest_s(self, num_tokens: int, num_seqs: int) -> float:
         """Everything but attention."""
         experts_s = self.experts_s

@@ -48,6 +48,11 @@ class EngineModel(Protocol):
         """Take the result of the oldest planned step; ids of the turns that finished."""
         ...
 
+    def leap(self, now: float, end: float, until: float) -> tuple[float, float]:
+        """Run steps from ``now``, the one in flight ending at ``end``, as long as nothing
+        but time and counters changes and ``until`` is not reached; the new (now, end)."""
+        ...
+
     def control(self, message: dict[str, Any]) -> None:
         """A message of the control plane, as over the wire."""
         ...
@@ -82,7 +87,7 @@ class EventLoop:
         heap = self._heap
         while heap and heap[0][0] <= now:
             time, _, _, action, arguments = heapq.heappop(heap)
-            self.now = max(self.now, time)
+            self.now = time
             action(*arguments)
         self.now = now
 
@@ -91,7 +96,8 @@ class Driver:
     """Runs an engine and the events around it until both have nothing left.
 
     ``depth`` planned steps may be out at once: 1 as vLLM without async scheduling, 2 with.
-    An engine with a method ``leap(now, until)`` may run several steps in one call.
+    An engine may run a stretch of steps in one call (``leap``) if none of them finishes a
+    turn and no event falls into it; the result must be the same as step by step.
 
     Args:
         events: everything that is not the engine.
@@ -114,7 +120,6 @@ class Driver:
         self._depth = depth
         self._ends: deque[float] = deque()
         self._device_free_at = 0.0
-        self._leap: Callable[[float, float], float] | None = getattr(engine, "leap", None)
 
     def run(self) -> None:
         """Run to the end.
@@ -127,6 +132,9 @@ class Driver:
         while True:
             events.run_due(now)
             if engine.has_requests and len(ends) < self._depth:
+                if len(ends) == self._depth - 1 and (later := self._leap(now)) > now:
+                    now = polled_since = later
+                    continue
                 if self._plan(now):
                     polled_since = now
                     continue
@@ -135,7 +143,7 @@ class Driver:
                     continue
             if ends:
                 now = ends.popleft()
-                events.now = now
+                events.run_due(now)
                 done = engine.complete(now)
                 if done:
                     self._finished(done)
@@ -143,6 +151,18 @@ class Driver:
                 now = polled_since = events.next_time
             else:
                 return
+
+    def _leap(self, now: float) -> float:
+        """Run what steps the engine can run at once; the time after them."""
+        ends = self._ends
+        end = ends[0] if ends else now
+        now, new_end = self.engine.leap(now, end, self.events.next_time)
+        if new_end != end:
+            self.busy_s += new_end - end
+            self._device_free_at = new_end
+            if ends:
+                ends[0] = new_end
+        return now
 
     def _plan(self, now: float) -> bool:
         step_s = self.engine.plan(now)

@@ -71,6 +71,9 @@ class PolicyEngine(Engine):
             served.append((request.turn, num_tokens))
         self.co.served(served, now)
 
+    def _is_closed(self) -> bool:
+        return False
+
     # --- memory ------------------------------------------------------------------------------
     def _make_pool(self) -> BlockPool:
         if not self.co.policy.evicts_by_value:
