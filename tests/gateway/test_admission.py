@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import pytest
-from tests.gateway.conftest import make_site
 
 from mars.config import GatewayConfig
 from mars.core.model import Load
@@ -14,6 +13,7 @@ from mars.core.policy import admission_policies
 from mars.gateway.admission import PLACE_KEPT_S, Admission
 from mars.gateway.identity import Identity
 from mars.gateway.openai import ApiError
+from tests.gateway.conftest import make_site
 
 
 class Bench:

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.gateway.conftest import TIMEOUT_S, Site, make_site
 
 from mars.core import events as ev
 from mars.telemetry.zmq_stream import ControlReceiver, EventPublisher
 from mars.testing.engine import FakeEngine
+from tests.gateway.conftest import TIMEOUT_S, Site, make_site
 
 CALL = {"session_id": "s", "tool_call_id": "c1", "tool_name": "bash"}
 

@@ -6,9 +6,9 @@ import socket
 
 import aiohttp
 import pytest
-from tests.gateway.conftest import Site, make_site
 
 from mars.testing.engine import FakeEngine
+from tests.gateway.conftest import Site, make_site
 
 GENERATING = ["chat/completions", "completions", "responses", "messages"]
 
@@ -130,16 +130,15 @@ async def test_an_engine_that_hangs_up_before_answering_is_a_502() -> None:
 async def test_an_engine_that_dies_mid_stream_says_so_in_band_and_never_ends_cleanly() -> None:
     async with make_site(FakeEngine(break_after=3)) as site:
         url = f"{site.url}/v1/chat/completions"
-        chunks: list[bytes] = []
+        got = bytearray()
 
         async def read(content: aiohttp.StreamReader) -> None:
             async for chunk in content.iter_any():
-                chunks.append(chunk)
+                got.extend(chunk)
 
         async with site.client.post(url, json={"stream": True}) as response:
             with pytest.raises(aiohttp.ClientPayloadError):
                 await read(response.content)
-        got = b"".join(chunks)
         assert got.count(b"data: ") == 4
         assert b'data: {"error":{"message":"the engine at' in got
         assert b"[DONE]" not in got

@@ -15,7 +15,6 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from tests.gateway.conftest import TIMEOUT_S
 
 from mars.config import GatewayConfig, MarsConfig, TelemetryConfig
 from mars.core.events import ToolQueued
@@ -23,6 +22,7 @@ from mars.gateway import StartError, listen
 from mars.telemetry import read_records
 from mars.telemetry.zmq_stream import EventPublisher
 from mars.testing.engine import FakeEngine, serve
+from tests.gateway.conftest import TIMEOUT_S
 
 RUN = """
 import sys, msgspec

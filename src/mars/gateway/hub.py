@@ -17,6 +17,7 @@ import structlog
 from mars.config import TelemetryConfig
 from mars.core import events as ev
 from mars.telemetry import Bus, Fold, JsonlSink, Record
+from mars.telemetry.parquet import write_parquet
 from mars.telemetry.zmq_stream import ControlSender, EventSubscriber
 
 Listener = Callable[[ev.Event, str], None]
@@ -78,6 +79,8 @@ class Hub:
             while records := self._log_reader.read():
                 self._sink.write(records)
             self._sink.close()
+            if write_parquet(self._sink.path) is None:
+                _log.info("no Parquet copy of the event log: pyarrow is not installed")
 
     def emit(self, event: ev.Event, source: str = "gateway") -> Record:
         """Put one event into the stream and act on it."""
