@@ -30,6 +30,7 @@ MAX_FIRST_PROMPT_TOKENS = 30_000
 MAX_PROMPT_TOKENS = 100_000
 MAX_WAIT_S = 3600.0
 MIN_SHARED_TOKENS = 2048
+MAX_OVERLAP = 0.5
 
 
 def cut_swe_agent(folder: Path) -> list[TraceSession]:
@@ -69,18 +70,30 @@ def _one_line(command: str | None) -> str | None:
 
 
 def cut_claude_code(folder: Path) -> list[TraceSession]:
-    """Return moderate sessions, from their beginning, that share a system prompt with another."""
-    sessions = [
-        session
-        for session in read_weka(folder / "public.v6.replay.jsonl.xz")
-        if _is_moderate(session)
-    ]
+    """Return moderate sessions, from their beginning, that share a system prompt with another.
+
+    A session more than half of whose blocks an earlier one has is the same work again: left out.
+    """
+    sessions: list[TraceSession] = []
+    for session in read_weka(folder / "public.v6.replay.jsonl.xz"):
+        if _is_moderate(session) and all(_overlap(session, s) <= MAX_OVERLAP for s in sessions):
+            sessions.append(session)
     shared: set[str] = set()
     for left, right in combinations(sessions, 2):
         common = common_prefix_tokens(prompt_segments(left, 0), prompt_segments(right, 0))
         if common >= MIN_SHARED_TOKENS:
             shared |= {left.session_id, right.session_id}
     return [session for session in sessions if session.session_id in shared]
+
+
+def _overlap(left: TraceSession, right: TraceSession) -> float:
+    ours, theirs = _block_ids(left), _block_ids(right)
+    return len(ours & theirs) / min(len(ours), len(theirs))
+
+
+def _block_ids(session: TraceSession) -> set[int]:
+    runs = (run for turn in session.turns for run in turn.blocks or ())
+    return {block for first, count in runs for block in range(first, first + count)}
 
 
 def _is_moderate(session: TraceSession) -> bool:

@@ -145,15 +145,42 @@ def write_trace(path: str | Path, sessions: Iterable[TraceSession]) -> int:
 
 @contextmanager
 def create(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing, compressed as its name says, with no time stamp in it."""
-    name = str(path)
-    with Path(name).open("wb") as raw:
-        if name.endswith(".gz"):
-            # No file name and no time in the header: the bytes depend on the sessions only.
-            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-                yield cast("IO[bytes]", packed)
-        elif name.endswith(".xz"):
-            with lzma.open(raw, "wb", preset=9 | lzma.PRESET_EXTREME) as packed:
-                yield packed
-        else:
-            yield raw
+    """Open a file for writing, compressed as its name says, with no time stamp in it.
+
+    The file appears under its name only when it is complete; after an error nothing is left.
+
+    Raises:
+        TraceError: the file cannot be written there.
+    """
+    target = Path(path)
+    is_plain = not target.exists() or target.is_file()
+    # A pipe or a terminal is written to as it is.
+    part = target.with_name(target.name + ".part") if is_plain else target
+    try:
+        raw = part.open("wb")
+    except OSError as error:
+        raise TraceError(
+            f"cannot be written: {error.strerror or error}. Give a file in an existing folder.",
+            source=str(path),
+        ) from None
+    try:
+        with raw, _packed(raw, target.name) as stream:
+            yield stream
+        if is_plain:
+            part.replace(target)
+    finally:
+        if is_plain:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _packed(raw: IO[bytes], name: str) -> Iterator[IO[bytes]]:
+    if name.endswith(".gz"):
+        # No file name and no time in the header: the bytes depend on the sessions only.
+        with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+            yield cast("IO[bytes]", packed)
+    elif name.endswith(".xz"):
+        with lzma.open(raw, "wb", preset=9 | lzma.PRESET_EXTREME) as packed:
+            yield packed
+    else:
+        yield raw

@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import numpy as np
 
 from mars.traces.arrivals import arrival_times
 from mars.traces.errors import TraceError
-from mars.traces.schema import TraceSession, TraceTool, TraceTurn
+from mars.traces.schema import TraceSession, TraceTool, TraceTurn, runs_of
 
 COPY_SHIFT = 1 << 40
 """Added to the block ids of a copy, per copy; recorded ids are far smaller."""
 
-BlockKey = tuple[str, int, int]
+Chain = int
+"""Hash of a block and all blocks before it, as prefix caches know it."""
 
 
 def sample(
@@ -157,23 +158,26 @@ def _with_children(
 def _copies_apart(drawn: Sequence[tuple[int, TraceSession]]) -> list[TraceSession]:
     if not any(copy for copy, _ in drawn):
         return [session for _, session in drawn]
-    originals = {session.session_id: session for _, session in drawn}
-    users: Counter[BlockKey] = Counter()
+    originals = {session.session_id: session for copy, session in drawn if not copy}
+    users: Counter[Chain] = Counter()
     for session in originals.values():
-        users.update(_block_keys(session))
+        users.update({chain for turn in session.turns for chain in _chains(session, turn)})
     return [_copy(session, copy, users) if copy else session for copy, session in drawn]
 
 
-def _block_keys(session: TraceSession) -> set[BlockKey]:
-    return {
-        (session.block_scope, turn.block_size, block)
-        for turn in session.turns
-        for first, count in turn.blocks or ()
-        for block in range(first, first + count)
-    }
+def _blocks(turn: TraceTurn) -> Iterator[int]:
+    for first, count in turn.blocks or ():
+        yield from range(first, first + count)
 
 
-def _copy(session: TraceSession, copy: int, users: Counter[BlockKey]) -> TraceSession:
+def _chains(session: TraceSession, turn: TraceTurn) -> Iterator[Chain]:
+    chain = hash((session.block_scope, turn.block_size))
+    for block in _blocks(turn):
+        chain = hash((chain, block))
+        yield chain
+
+
+def _copy(session: TraceSession, copy: int, users: Counter[Chain]) -> TraceSession:
     suffix = f"#{copy + 1}"
     turns = tuple(
         msgspec.structs.replace(turn, blocks=_own_blocks(session, turn, copy, users))
@@ -188,18 +192,15 @@ def _copy(session: TraceSession, copy: int, users: Counter[BlockKey]) -> TraceSe
 
 
 def _own_blocks(
-    session: TraceSession, turn: TraceTurn, copy: int, users: Counter[BlockKey]
+    session: TraceSession, turn: TraceTurn, copy: int, users: Counter[Chain]
 ) -> tuple[tuple[int, int], ...]:
-    runs: list[tuple[int, int]] = []
-    for first, count in turn.blocks or ():
-        for block in range(first, first + count):
-            is_own = users[session.block_scope, turn.block_size, block] == 1
-            renamed = block + copy * COPY_SHIFT if is_own else block
-            if runs and sum(runs[-1]) == renamed:
-                runs[-1] = runs[-1][0], runs[-1][1] + 1
-            else:
-                runs.append((renamed, 1))
-    return tuple(runs)
+    """Rename every block that follows what only this session has: it is own content there."""
+    return runs_of(
+        [
+            block if users[chain] > 1 else block + copy * COPY_SHIFT
+            for block, chain in zip(_blocks(turn), _chains(session, turn), strict=True)
+        ]
+    )
 
 
 def _arriving(

@@ -8,7 +8,7 @@ field and the fix. Lengths are tokens, times seconds, all counted from the start
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -157,6 +157,17 @@ def _sparse(record: Struct) -> dict[str, Any]:
         (name, getattr(record, name), default) for name, default in _DEFAULTS[type(record)].items()
     )
     return {name: value for name, value, default in values if value != default}
+
+
+def runs_of(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return block ids as runs (first, count) of consecutive ids."""
+    runs: list[tuple[int, int]] = []
+    for block in ids:
+        if runs and sum(runs[-1]) == block:
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((block, 1))
+    return tuple(runs)
 
 
 def check_session(session: TraceSession) -> None:

@@ -15,8 +15,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from mars.traces.importers.rows import checked, read_rows
-from mars.traces.importers.weka import runs_of
-from mars.traces.schema import Count, Name, Positive, Seconds, TraceSession, TraceTurn
+from mars.traces.schema import Count, Name, Positive, Seconds, TraceSession, TraceTurn, runs_of
 
 BLOCK_TOKENS = 512
 """aiperf's default for the tokens behind one block id."""

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 from msgspec import Struct, field
 
 from mars.traces.importers.rows import checked, read_rows
-from mars.traces.schema import Count, Name, Positive, TraceSession, TraceTurn
+from mars.traces.schema import Count, Name, Positive, TraceSession, TraceTurn, runs_of
 from mars.traces.toolcost import call_rng, fill_in
 
 TOOL_CAP_S = 120.0
@@ -161,17 +161,6 @@ def _step(first: _Request, last: _Request, end_s: float | None, is_local: bool =
     kind = "tool" if types == {"tool_result"} else "user" if types == {"text"} else "mixed"
     gap_s = 0.0 if end_s is None else start_s - end_s
     return _Step(last.num_input, last.num_output, runs_of(last.hash_ids), kind, gap_s)
-
-
-def runs_of(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Return block ids as runs (first, count) of consecutive ids."""
-    runs: list[tuple[int, int]] = []
-    for block in ids:
-        if runs and sum(runs[-1]) == block:
-            runs[-1] = runs[-1][0], runs[-1][1] + 1
-        else:
-            runs.append((block, 1))
-    return tuple(runs)
 
 
 def _turns(
