@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
 
 from mars.bench.metrics import completion_times_s, finished, slowdowns
 from mars.bench.result import Result
@@ -22,7 +23,7 @@ from mars.bench.timeline import PHASES, Series, Timeline
 from mars.telemetry.fold import Phase
 
 WIDTH_INCHES = 11.0
-_STYLE = {
+_STYLE: Any = {
     "font.size": 8.5,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -155,14 +156,14 @@ def _kv_panel(axis: Any, line: Timeline) -> None:
     )
     axis.set_ylim(0, 1.3)
     axis.set_yticks([0, 0.5, 1.0])
-    axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _recompute_panel(axis: Any, line: Timeline) -> None:
     smooth = _smoothed(line.recompute_share, 9)
     axis.fill_between(smooth.times_s, smooth.values, color="#d55e00", lw=0, alpha=0.8)
     axis.set_ylim(0, 1.05)
-    axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _session_panel(axis: Any, line: Timeline) -> None:

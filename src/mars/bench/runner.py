@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -153,7 +153,7 @@ async def _replay(replay: Replay, host: HostWatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _watched(watch: Watch | None, running: Running) -> Any:
+async def _watched(watch: Watch | None, running: Running) -> AsyncIterator[None]:
     task = asyncio.ensure_future(watch(running)) if watch else None
     try:
         yield

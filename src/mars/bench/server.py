@@ -62,6 +62,17 @@ class Server:
         finally:
             await self._stop()
 
+    @property
+    def pid(self) -> int:
+        """Process id of ``mars serve``; its engine is a child of it.
+
+        Raises:
+            ServerError: it does not run.
+        """
+        if self._process is None:
+            raise ServerError("the server was not started")
+        return self._process.pid
+
     def check(self) -> None:
         """Raise if it has ended meanwhile.
 
