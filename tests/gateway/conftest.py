@@ -64,6 +64,12 @@ class Site:
         records = self.gateway.hub.bus.reader(since=0).read(100_000)
         return [r.event for r in records if r.event.kind == kind]
 
+    async def waiting(self, count: int) -> None:
+        """Return when so many held sessions have a client that waits."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while sum(bool(p.waiters) for p in self.gateway.admission.places()) < count:
+                await asyncio.sleep(0.01)
+
     async def until(self, condition: Callable[[FakeEngine], bool]) -> None:
         """Wait for something the engine sees."""
         async with asyncio.timeout(TIMEOUT_S):

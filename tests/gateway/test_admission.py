@@ -117,18 +117,24 @@ async def test_a_spent_hold_budget_is_a_503_and_the_retry_finds_its_place() -> N
         site.engine.pause()
         running = site.start_chat("a")
         await site.event("session_admitted", session_id="a")
-        url, headers = f"{site.url}/v1/chat/completions", {"X-Session-ID": "b"}
+        url, headers = f"{site.url}/v1/messages", {"X-Session-ID": "b"}
         async with site.client.post(url, json={}, headers=headers) as response:
             assert response.status == 503
             assert 0 < int(response.headers["Retry-After"]) <= 30
             assert "keeps its place" in (await response.json())["error"]["message"]
         later = site.start_chat("c")
         await site.event("session_held", session_id="c")
+        retry = site.start_chat("b")
+        await site.waiting(2)
         assert [h["session_id"] for h in (await site.state())["held"]] == ["b", "c"]
         assert len([e for e in site.events("session_held") if e.session_id == "b"]) == 1
         site.engine.resume()
         await running
-        await later  # 503, or let in: whichever came first; its place is kept either way
+        site.gateway.admission.end("a", "explicit")
+        assert (await retry)[0] == 200
+        site.gateway.admission.end("b", "explicit")
+        assert (await later)[0] == 200
+        assert [r.session_id for r in site.engine.seen] == ["a", "b", "c"]
 
 
 async def test_the_place_of_an_absent_session_is_skipped_and_kept_in_order() -> None:

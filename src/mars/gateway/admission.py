@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from mars.config import GatewayConfig
@@ -36,6 +36,7 @@ wait for the tick."""
 
 Emit = Callable[[ev.Event], object]
 Observe = Callable[[str, float], object]
+Beat = Callable[[], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -105,8 +106,16 @@ class Admission:
         return self.policy.window(self._load(now), now)
 
     # --- the life of a session -------------------------------------------------------
-    async def enter(self, identity: Identity, num_prompt_tokens: int) -> Session:
+    async def enter(
+        self, identity: Identity, num_prompt_tokens: int, beat: Beat | None = None
+    ) -> Session:
         """Return when the session may run; at once if it is active already.
+
+        Args:
+            identity: whose request it is.
+            num_prompt_tokens: estimate of its prompt.
+            beat: sends a sign of life to the client, asked for each ``keepalive_s`` of a
+                hold; such a hold needs no budget.
 
         Raises:
             ApiError: 503 when the hold budget is spent, the queue full or the gateway draining.
@@ -122,7 +131,7 @@ class Admission:
         if waiter.done():
             return waiter.result()
         self._announce(place)
-        return await self._wait(place, waiter)
+        return await self._wait(place, waiter, beat)
 
     def begin_turn(self, session: Session) -> None:
         """A request of an active session goes to the engine."""
@@ -325,8 +334,16 @@ class Admission:
             if not waiter.done():
                 waiter.set_result(session)
 
-    async def _wait(self, place: Place, waiter: asyncio.Future[Session]) -> Session:
+    async def _wait(
+        self, place: Place, waiter: asyncio.Future[Session], beat: Beat | None
+    ) -> Session:
         try:
+            if beat is not None:
+                while not waiter.done():
+                    await asyncio.wait((waiter,), timeout=self._config.keepalive_s)
+                    if not waiter.done():
+                        await beat()
+                return waiter.result()
             async with asyncio.timeout(self._config.hold_budget_s):
                 return await waiter
         except TimeoutError:

@@ -13,6 +13,8 @@ import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -21,6 +23,7 @@ from yarl import URL
 
 from mars.config import GatewayConfig
 from mars.gateway import identity as ids
+from mars.gateway.heartbeat import Heartbeat, heartbeat_of
 from mars.gateway.openai import ApiError, Send, send_error
 from mars.gateway.turns import Turns, TurnWatch
 
@@ -73,6 +76,8 @@ class Reply:
     send: Send
     status: int = 0
     is_stream: bool = False
+    is_early: bool = False
+    """Begun with heartbeats, before the engine was asked."""
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Send status and headers."""
@@ -86,13 +91,26 @@ class Reply:
         """Send part of the body."""
         await self.send({"type": "http.response.body", "body": chunk, "more_body": more})
 
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Send a sign of life; the first one begins the reply, with status 200."""
+        if not self.status:
+            self.is_early = True
+            await self.start(200, [(b"content-type", heartbeat.content_type)])
+        await self.body(heartbeat.chunk)
+
     async def fail(self, error: ApiError) -> None:
-        """Send the error; in-band once the reply has begun, and never as a clean end."""
+        """Send the error; in-band once the reply has begun.
+
+        A reply that breaks off in its middle never gets a clean end.
+        """
         if not self.status:
             self.status = error.status
             await send_error(self.send, error)
         elif self.is_stream:
-            await self.body(b"\n\ndata: " + error.body() + b"\n\n")
+            told = b"\n\ndata: " + error.body() + b"\n\n"
+            await self.body(told, more=not self.is_early)
+        elif self.is_early:
+            await self.body(error.body(), more=False)
 
 
 class Proxy:
@@ -141,8 +159,11 @@ class Proxy:
         turn: TurnWatch | None = None
         outcome = "abort"
         try:
-            if scope["method"] == "POST" and path in GENERATES:
-                turn = await self._turns.begin(headers, body, path_id)
+            looked_at = ids.peek(body) if path in GENERATES and scope["method"] == "POST" else None
+            if looked_at is not None:  # what is no request is for the engine to refuse
+                heartbeat = heartbeat_of(path, is_stream=looked_at.stream is True)
+                beat = partial(reply.beat, heartbeat) if heartbeat is not None else None
+                turn = await self._turns.begin(headers, looked_at, path_id, beat)
             await self._relay(scope, path, body, reply, turn)
             outcome = "stop"
         except ApiError as error:
@@ -170,7 +191,11 @@ class Proxy:
         except aiohttp.ClientError as error:
             raise engine_error(self._config.engine_url, error) from error
         try:
-            await reply.start(response.status, _response_headers(response))
+            if not reply.is_early:
+                await reply.start(response.status, _response_headers(response))
+            elif response.status != HTTPStatus.OK and reply.is_stream:
+                await reply.body(b"data: " + await response.read() + b"\n\n")
+            reply.is_early = False  # from here on a failure cannot be told as a whole body
             async for chunk in response.content.iter_any():
                 if turn is not None:
                     turn.saw(chunk)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 
 from mars.core import events as ev
 from mars.core.model import Session, ToolCall
-from mars.gateway.admission import Admission
+from mars.gateway.admission import Admission, Beat
 from mars.gateway.hub import Hub
-from mars.gateway.identity import Identity, identify, max_output_tokens, peek, prompt_tokens
+from mars.gateway.identity import Identity, Peek, identify, max_output_tokens, prompt_tokens
 from mars.gateway.load import LoadBoard
 
 TAIL_BYTES = 4096
@@ -47,22 +47,23 @@ class Turns:
         self._board = board
 
     async def begin(
-        self, headers: Mapping[str, str], body: bytes, path_id: str | None
-    ) -> TurnWatch | None:
-        """Return when the turn may go to the engine; None for a body that is no request.
+        self,
+        headers: Mapping[str, str],
+        looked_at: Peek,
+        path_id: str | None,
+        beat: Beat | None = None,
+    ) -> TurnWatch:
+        """Return when the turn may go to the engine.
 
         Raises:
             ApiError: a bad session id, or the session cannot be admitted now.
         """
-        looked_at = peek(body)
-        if looked_at is None:
-            return None  # the engine says best what is wrong with it
         who = identify(headers, looked_at, path_id)
         is_single = who is None
         if who is None:
             who = Identity(f"turn-{uuid.uuid4().hex}", "none")
         num_prompt_tokens = prompt_tokens(looked_at)
-        session = await self.admission.enter(who, num_prompt_tokens)
+        session = await self.admission.enter(who, num_prompt_tokens, beat)
         turn = TurnWatch(self, session, num_prompt_tokens, is_single=is_single)
         turn.is_last = is_single or who.is_final
         self.admission.begin_turn(session)
