@@ -173,6 +173,7 @@ class _Client:
             record.sct_s = replay.modelled(time.monotonic() - due)
             replay.progress.num_sessions_done += 1
         replay.tools.end_session(self.session.session_id)
+        await replay.tools.flush()  # its last tool ends before it does
         await self._end()
 
     async def _turns(self, due: float) -> None:

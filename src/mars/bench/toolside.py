@@ -35,7 +35,7 @@ class ToolSide:
     def __init__(self, slots: int, policy: str) -> None:
         self.num_failed = 0
         self.num_unposted = 0
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._pool = ToolPool(slots, policy, self._events.put_nowait)
 
     async def __aenter__(self) -> Self:
@@ -66,6 +66,10 @@ class ToolSide:
         """Forget what was learned of a session that is over."""
         self._pool.end_session(session_id)
 
+    async def flush(self) -> None:
+        """Return when all events so far are posted; inside :meth:`posting`."""
+        await self._events.join()
+
     @contextlib.asynccontextmanager
     async def posting(self, http: aiohttp.ClientSession) -> AsyncIterator[None]:
         """Post events as they come, for the time of the block; the rest at its end."""
@@ -73,19 +77,18 @@ class ToolSide:
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            await self._post(http, self._waiting())
+            self._events.put_nowait(None)
+            await task
 
     async def _post_all(self, http: aiohttp.ClientSession) -> None:
-        while True:
-            first = await self._events.get()
-            # Shielded: a batch on its way when the replay ends still counts as sent.
-            await asyncio.shield(self._post(http, [first, *self._waiting()]))
-
-    def _waiting(self) -> list[Event]:
-        return [self._events.get_nowait() for _ in range(self._events.qsize())]
+        is_open = True
+        while is_open:
+            taken = [await self._events.get()]
+            taken += [self._events.get_nowait() for _ in range(self._events.qsize())]
+            await self._post(http, [event for event in taken if event is not None])
+            for _ in taken:
+                self._events.task_done()
+            is_open = None not in taken
 
     async def _post(self, http: aiohttp.ClientSession, events: list[Event]) -> None:
         if not events:
