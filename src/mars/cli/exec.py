@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import uuid
@@ -13,8 +12,9 @@ from cyclopts import App, Parameter
 
 from mars.cli.errors import CliError
 from mars.cli.settings import NO_SETTINGS, SettingsFlags
-from mars.tools.pool import ToolPool
+from mars.tools.cgroup import ControlGroups
 from mars.tools.request import ToolLimits, ToolRequest, ToolResult
+from mars.tools.shim import EventPoster, run_in_foreground
 
 app = App(
     name="exec",
@@ -24,7 +24,11 @@ app = App(
 mars exec -- pytest -q
 mars exec --timeout-s 60 --memory-mb 512 -- bash -c 'make -j4'
 mars exec --report -- ./build.sh        # says what it used, on standard error
+MARS_GATEWAY=http://127.0.0.1:8000 mars exec --session s1 -- cargo build
 ```
+
+With MARS_GATEWAY set, the gateway is told of the start and the end (with MARS_API_KEY where
+it asks for one); when it is away, the command runs all the same, with a warning.
 
 Exit status: the command's; 128 + N when signal N ended it.
 """,
@@ -38,6 +42,7 @@ def run_tool(
     tool: str = "exec",
     timeout_s: float | None = None,
     memory_mb: int | None = None,
+    keep_background: Annotated[bool, Parameter(negative=())] = False,
     report: Annotated[bool, Parameter(negative=())] = False,
     settings: SettingsFlags = NO_SETTINGS,
 ) -> None:
@@ -55,6 +60,8 @@ def run_tool(
         Kill it, with all it started, after so long [tools.timeout_s].
     memory_mb
         End it when it uses more memory [tools.memory_bytes].
+    keep_background
+        Leave what it started in the background alive when it ends.
     report
         Say at the end what it used.
     """
@@ -72,20 +79,20 @@ def run_tool(
         tool_name=tool,
         argv=command,
         timeout_s=config.timeout_s,
-        limits=ToolLimits(memory_bytes=config.memory_bytes, output_bytes=config.output_bytes),
+        keeps_background=keep_background,
+        limits=ToolLimits(memory_bytes=config.memory_bytes),
     )
-    result = asyncio.run(_run(request))
-    sys.stdout.buffer.write(result.stdout)
-    sys.stdout.flush()
-    sys.stderr.buffer.write(result.stderr)
+    poster = EventPoster(os.environ.get("MARS_GATEWAY"), os.environ.get("MARS_API_KEY"))
+    groups = ControlGroups()
+    try:
+        result = run_in_foreground(request, poster, groups)
+    finally:
+        groups.close()
+    for notice in result.notices:
+        print(f"mars: {notice}", file=sys.stderr)
     if report:
         print(_account(result), file=sys.stderr)
     sys.exit(result.exit_code if result.exit_code >= 0 else 128 - result.exit_code)
-
-
-async def _run(request: ToolRequest) -> ToolResult:
-    async with ToolPool(slots=1) as pool:
-        return await pool.run(request)
 
 
 def _account(result: ToolResult) -> str:

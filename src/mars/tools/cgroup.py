@@ -11,12 +11,15 @@ import contextlib
 import dataclasses
 import os
 import signal
+import time
 from pathlib import Path
 
 from mars.tools.request import ToolLimits
 
 V1_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
 _PERIOD_US = 100_000
+_CLOSE_LOOKS, _CLOSE_LOOK_S = 50, 0.004
+"""A killed process keeps its group for a few milliseconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,7 +156,11 @@ class ControlGroups:
 
     def close(self) -> None:
         """Remove everything made; groups that still have processes stay."""
-        self.sweep()
+        for _ in range(_CLOSE_LOOKS):
+            self.sweep()
+            if not self._leftover:
+                break
+            time.sleep(_CLOSE_LOOK_S)
         for base in self._bases:
             with contextlib.suppress(OSError):
                 base.rmdir()

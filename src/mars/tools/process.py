@@ -24,7 +24,7 @@ _SETTLE_S = 1.0
 """Longest wait for pipes to close and killed processes to vanish after the end."""
 _DRAIN_S = 0.05
 """The same where processes in the background may keep the pipes open for good."""
-_MEMORY_CHECK_S = 0.1
+MEMORY_CHECK_S = 0.1
 _MEMORY_LOOK_S = 0.5
 """Where the kernel does not account memory: interval of samples with and without a limit."""
 _KILL_CHECK_S = 0.002
@@ -64,7 +64,7 @@ class ToolRunner:
         except OSError as error:
             if self.groups is not None and group is not None:
                 self.groups.retire(group)
-            return _not_started(request, error)
+            return not_started(request, error)
         is_grouped = group is not None and group.add(process.pid)
         call = _RunningCall(
             request,
@@ -91,7 +91,8 @@ class ToolRunner:
             self.groups.close()
 
 
-def _not_started(request: ToolRequest, error: OSError) -> ToolResult:
+def not_started(request: ToolRequest, error: OSError) -> ToolResult:
+    """The result of a command that could not be started, with a shell's exit codes."""
     code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
     notice = f"could not start {request.argv[0]!r}: {error.strerror or error}"
     if error.filename is not None and str(error.filename) != request.argv[0]:
@@ -254,7 +255,7 @@ class _RunningCall:
                 self._is_memory_exceeded = True
                 self.containment.kill()
                 return
-            await asyncio.sleep(_MEMORY_LOOK_S if limit_bytes is None else _MEMORY_CHECK_S)
+            await asyncio.sleep(_MEMORY_LOOK_S if limit_bytes is None else MEMORY_CHECK_S)
 
     def _result(
         self, usage: resource.struct_rusage, duration_s: float, num_left: int
