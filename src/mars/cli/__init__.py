@@ -1,6 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `mars` command."""
-
-from mars.cli.main import main
-
-__all__ = ["main"]
+"""The `mars` command: one file for each verb."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 FAILED = 1
-"""Exit status of a command that could not do its work; cyclopts exits so on usage, too."""
+"""Exit status of a command that could not do its work. Wrong usage exits with 2."""
 
 OPTIONAL = {
     "matplotlib": "bench",

@@ -131,7 +131,7 @@ def serve(
             directory=directory,
         )
         engine = _prepared(request, config.gateway.engine_url, engine_log)
-        asyncio.run(_serve(engine, config, listener, engine_timeout_s))
+        asyncio.run(serve_until_stopped(engine, config, listener, engine_timeout_s))
     # Kept after a failure, which leaves by an exception: the engine's log is in it.
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -163,9 +163,14 @@ def _wired(config: MarsConfig, directory: Path, engine_port: int, *, is_stock: b
     )
 
 
-async def _serve(
+async def serve_until_stopped(
     engine: EngineProcess, config: MarsConfig, listener: socket.socket, timeout_s: float
 ) -> None:
+    """Run engine and gateway until a signal comes; leave nothing behind.
+
+    Raises:
+        CliError: the engine did not come up, or died.
+    """
     stop = asyncio.Event()
     with stop_on_signals(stop):
         try:
