@@ -127,6 +127,10 @@ class BlockPool:
                 at = end
         return hits, at
 
+    def must_evict(self, num_blocks: int) -> bool:
+        """Whether taking so many blocks costs cached content."""
+        return num_blocks > self._num_plain
+
     # --- deeds -------------------------------------------------------------------------
     def adopt(self, table: Table, hits: list[Hit]) -> None:
         """Reference a prefix hit; it becomes the head of an empty table."""

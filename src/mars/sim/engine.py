@@ -20,7 +20,7 @@ from mars.core.cost import CostModel
 from mars.core.model import Load
 from mars.sim.blocks import BlockPool, Hit
 from mars.sim.content import Anchor, Contents
-from mars.sim.leap import advance, is_safe, num_decodes, num_missing_blocks
+from mars.sim.leap import stock_stretch
 from mars.sim.request import Request, Work
 
 
@@ -61,9 +61,10 @@ class Engine:
         self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
         self.num_steps = 0
+        self.in_flight: deque[list[Work]] = deque()
+        """Planned steps whose result is still out, oldest first."""
         self._contents = Contents(shape.block_size)
         self._watermark_blocks = int(shape.watermark * shape.num_blocks)
-        self._in_flight: deque[list[Work]] = deque()
         self._has_preempted = False
         self._now = 0.0
         self._load = Load(sampled_at=0.0)
@@ -98,38 +99,18 @@ class Engine:
         if not work:
             return None
         self.num_steps += 1
-        self._in_flight.append(work)
+        self.in_flight.append(work)
         return self.cost.step_s([(r.num_computed - n, n) for r, n, _ in work])
 
     def leap(self, now: float, end: float, until: float) -> tuple[float, float]:
-        """Run decode steps while nothing but counters changes; the new (now, end).
-
-        ``end`` is when the step in flight ends (``now`` if there is none), ``until`` the
-        next event. The arithmetic is that of single steps, in the same order.
-        """
-        num_steps = self._leap_steps()
-        if num_steps <= 1:
-            return now, end
-        running, is_async = self.running, self.shape.is_async
-        batch = len(running)
-        fixed_s, slope_s = self.cost.decode_line(batch)
-        kv_tokens = sum(request.num_computed for request in running) + batch
-        left = num_steps
-        while left and now < until:
-            if is_async:
-                now, end = end, end + (fixed_s + kv_tokens * slope_s)
-            else:
-                now = end = now + (fixed_s + kv_tokens * slope_s)
-            kv_tokens += batch
-            left -= 1
-        self._leapt(num_steps - left)
-        return now, end
+        """Run a stretch of decode steps; the new (now, end). See :mod:`mars.sim.leap`."""
+        return stock_stretch(self, now, end, until)
 
     def complete(self, now: float) -> list[str]:
         """Take the result of the oldest planned step; ids of the turns that finished."""
         self._now = now
         finished: list[Request] = []
-        for request, num_tokens, samples in self._in_flight.popleft():
+        for request, num_tokens, samples in self.in_flight.popleft():
             request.num_in_flight -= num_tokens
             is_stale = request.num_stale > 0
             if is_stale:
@@ -253,40 +234,6 @@ class Engine:
         self._finish(request)
         return True
 
-    def _leap_steps(self) -> int:
-        """Steps that may be run at once: all decode, nobody ends or starts, memory is there."""
-        running, pool, size = self.running, self.pool, self.shape.block_size
-        num_in_flight = len(self._in_flight)
-        num_steps = num_decodes(running, num_in_flight)
-        if num_steps <= 1 or len(running) > self.shape.max_num_batched_tokens:
-            return 0
-        if num_in_flight and len(self._in_flight[0]) != len(running):
-            return 0
-        while num_steps and num_missing_blocks(running, num_steps, size) > pool.num_free:
-            num_steps //= 2
-        return num_steps if num_steps > 1 and self._is_closed() else 0
-
-    def _is_closed(self) -> bool:
-        """Whether no waiting turn can start while the running ones decode on."""
-        running = self.running
-        if not self.waiting or len(running) >= self.shape.max_num_seqs:
-            return True
-        head = self.waiting[0]
-        if head.num_stale or not is_safe(head.path, running):
-            return False
-        hits, num_hit = self.pool.lookup(head.path, (head.num_tokens - 1) // self.shape.block_size)
-        return self._num_needed(head, hits, num_hit) > self.pool.num_free
-
-    def _leapt(self, num_steps: int) -> None:
-        num_in_flight = len(self._in_flight)
-        for request in self.running:
-            advance(request, num_steps, num_in_flight, self.pool, self.shape.block_size)
-            request.turn.session.num_computed_tokens += num_steps
-        if num_in_flight:
-            self._in_flight[0] = [(request, 1, True) for request in self.running]
-        self.num_steps += num_steps
-        self.co.computed_tokens += num_steps * len(self.running)
-
     # --- memory ------------------------------------------------------------------------------
     def _allocate(self, request: Request, num_tokens: int) -> bool:
         """Blocks for the next tokens of a running request."""
@@ -307,7 +254,7 @@ class Engine:
     ) -> bool:
         """Blocks for the first chunk of a waiting request, if its whole prompt fits."""
         size, pool, table = self.shape.block_size, self.pool, request.table
-        if self._num_needed(request, hits, num_hit) > pool.num_free:
+        if self.num_needed(request, hits, num_hit) > pool.num_free:
             return False
         total = num_hit * size + num_tokens
         pool.adopt(table, hits)
@@ -315,7 +262,7 @@ class Engine:
         pool.cache(table, request.path, min(total, request.num_tokens) // size)
         return True
 
-    def _num_needed(self, request: Request, hits: list[Hit], num_hit: int) -> int:
+    def num_needed(self, request: Request, hits: list[Hit], num_hit: int) -> int:
         """Free blocks that the whole prompt needs, those it hits among the free included."""
         needed = -(-request.num_tokens // self.shape.block_size) - num_hit
         needed += sum(hi - lo for extent, lo, hi in hits if not extent.tables)

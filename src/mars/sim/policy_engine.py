@@ -11,8 +11,10 @@ from collections import deque
 from typing import Any
 
 from mars.core.model import ToolCall, Turn
+from mars.core.policy import BasePolicy
 from mars.sim.blocks import BlockPool, Hit, Table
 from mars.sim.engine import Engine
+from mars.sim.leap import policy_stretch
 from mars.sim.request import Request, Work
 from mars.sim.values import ValuePool
 
@@ -26,7 +28,15 @@ class PolicyEngine(Engine):
         self._num_granted = 0
         self._refused: tuple[str, int] | None = None
         self._messages: list[dict[str, Any]] = []
+        self._has_arrivals = False
         super().__init__(*arguments, **options)
+        policy = self.co.policy
+        self.may_hold = type(policy).holds_kv is not BasePolicy.holds_kv
+        """Whether the policy can hold KV at all."""
+
+    def submit(self, *arguments: Any, **options: Any) -> None:
+        super().submit(*arguments, **options)
+        self._has_arrivals = True
 
     def plan(self, now: float) -> float | None:
         self._now = now
@@ -34,11 +44,42 @@ class PolicyEngine(Engine):
         for message in messages:
             self._obey(message)
         self._load = self.load(now)
+        self._has_arrivals = False
         return super().plan(now)
 
     @property
     def num_held_blocks(self) -> int:
         return self._num_held_blocks
+
+    # --- stretches of decode -----------------------------------------------------------------
+    def leap(self, now: float, end: float, until: float) -> tuple[float, float]:
+        return policy_stretch(self, now, end, until)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something came in that the next step must look at."""
+        return self._has_arrivals or bool(self._messages)
+
+    def tell_progress(self) -> None:
+        """Bring what the policies see of the running turns up to date."""
+        for request in self.running:
+            turn = request.turn
+            turn.num_computed_tokens = request.num_computed
+            turn.num_output_tokens = request.num_tokens - request.num_prompt
+
+    def may_decode(self, crossing: list[Request], now: float) -> bool:
+        """Give the turns that begin a block theirs; False if the step needs more than that."""
+        num_blocks = len(crossing)
+        if num_blocks > self.pool.num_free:
+            return False
+        self._now = now
+        if self.co.held or self.pool.must_evict(num_blocks):
+            self._load = self.load(now)
+        if self.co.expired(self._load, now):
+            return False
+        for request in crossing:
+            self.pool.take(request.table, 1)
+        return True
 
     # --- order -------------------------------------------------------------------------------
     def _before_step(self, now: float) -> None:
@@ -46,10 +87,7 @@ class PolicyEngine(Engine):
             self._release(session_id, reason)
         self._num_granted = 0
         rank_key = self.co.rank_key
-        for request in self.running:
-            turn = request.turn
-            turn.num_computed_tokens = request.num_computed
-            turn.num_output_tokens = request.num_tokens - request.num_prompt
+        self.tell_progress()
         self.running.sort(key=lambda r: rank_key(r.turn, now))
         for position, request in enumerate(self.running):
             request.position = position
@@ -70,9 +108,6 @@ class PolicyEngine(Engine):
                     self._release(request.session_id, "returned")
             served.append((request.turn, num_tokens))
         self.co.served(served, now)
-
-    def _is_closed(self) -> bool:
-        return False
 
     # --- memory ------------------------------------------------------------------------------
     def _make_pool(self) -> BlockPool:
