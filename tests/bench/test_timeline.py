@@ -108,12 +108,15 @@ def test_series_of_the_engine_are_shares_and_rates() -> None:
     line = timeline(
         sample(0),
         sample(2, computed_tokens=100, recomputed_tokens=25),
-        sample(4, computed_tokens=100),
+        sample(9, computed_tokens=100, recomputed_tokens=25),
+        sample(10, computed_tokens=150, recomputed_tokens=100),
     )
-    assert line.kv_used.values == pytest.approx([0.6] * 3)
-    assert line.kv_retained.values == pytest.approx([0.1] * 3)
-    assert line.kv_used.times_s == [0.0, 2.0, 4.0]
-    assert line.recompute_share.values == [0.25]  # nothing computed in between: no share
+    assert line.kv_used.values == pytest.approx([0.6] * 4)
+    assert line.kv_retained.values == pytest.approx([0.1] * 4)
+    assert line.kv_used.times_s == [0.0, 2.0, 9.0, 10.0]
+    # Nothing computed in the last seconds has no share, and no share exceeds one.
+    assert line.recompute_share.times_s == [2.0, 10.0]
+    assert line.recompute_share.values == [0.25, 1.0]
 
 
 def test_series_of_the_control_plane() -> None:

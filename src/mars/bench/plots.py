@@ -7,6 +7,7 @@ Colours are Okabe and Ito's set for colour-blind readers (2008).
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from matplotlib.ticker import PercentFormatter
 
 from mars.bench.metrics import completion_times_s, finished, slowdowns
 from mars.bench.result import Result
-from mars.bench.timeline import PHASES, Series, Timeline
+from mars.bench.timeline import PHASES, Timeline
 from mars.telemetry.fold import Phase
 
 WIDTH_INCHES = 11.0
@@ -160,8 +161,8 @@ def _kv_panel(axis: Any, line: Timeline) -> None:
 
 
 def _recompute_panel(axis: Any, line: Timeline) -> None:
-    smooth = _smoothed(line.recompute_share, 9)
-    axis.fill_between(smooth.times_s, smooth.values, color="#d55e00", lw=0, alpha=0.8)
+    share = line.recompute_share
+    axis.fill_between(share.times_s, share.values, color="#d55e00", lw=0, alpha=0.8)
     axis.set_ylim(0, 1.05)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
 
@@ -176,7 +177,7 @@ def _session_panel(axis: Any, line: Timeline) -> None:
         axis.step(
             series.times_s, series.values, dash, where="post", color=colour, lw=1.2, label=label
         )
-    axis.set_ylim(bottom=0)
+    _leave_room(axis)
 
 
 def _tool_panel(axis: Any, line: Timeline) -> None:
@@ -185,7 +186,14 @@ def _tool_panel(axis: Any, line: Timeline) -> None:
         (line.tools_running, "#009e73", "running"),
     ):
         axis.step(series.times_s, series.values, where="post", color=colour, lw=1, label=label)
-    axis.set_ylim(bottom=0)
+    _leave_room(axis)
+
+
+def _leave_room(axis: Any) -> None:
+    """Start at zero, and keep the top free for the legend; rows share their axis."""
+    top = max((max(line.get_ydata(), default=0.0) for line in axis.lines), default=1.0)
+    known = top if math.isfinite(top) else 1.0
+    axis.set_ylim(0, max(axis.get_ylim()[1], 1.35 * known))
 
 
 def distributions(runs: Sequence[PlottedRun]) -> Figure:
@@ -238,11 +246,3 @@ def time_shares(runs: Sequence[PlottedRun]) -> Figure:
             ncols=len(PHASES),
         )
     return figure
-
-
-def _smoothed(series: Series, width: int) -> Series:
-    """Running mean over ``width`` samples: single steps say little."""
-    if len(series.values) < width:
-        return series
-    means = np.convolve(series.values, np.ones(width) / width, mode="same")
-    return Series(series.times_s, [float(v) for v in means])

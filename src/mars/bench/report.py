@@ -60,7 +60,7 @@ _FIGURES = (
         (
             "KV in use counts blocks of running turns and blocks held for sessions whose tool "
             "runs; free blocks may still hold cached prefixes. Prefill repeated: computed "
-            "tokens that had been computed before, running mean."
+            "tokens that had been computed before, as a share of the last 5 s."
         ),
     ),
 )

@@ -7,6 +7,7 @@ All times come out as modelled seconds since the start of the replay.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,10 @@ PHASES = (
     Phase.IDLE,
 )
 """Phases in the order a turn goes through them."""
+
+SHARE_WINDOW_S = 5.0
+"""Span (modelled seconds) of the recompute share: a few turns, so that steps that only
+decode do not hide the prefills between them (chosen for display)."""
 
 _Clock = Callable[[float], float]
 
@@ -83,7 +88,7 @@ class Timeline:
     preemptions: Series
     """Cumulative preemptions."""
     recompute_share: Series
-    """Recomputed over computed tokens since the sample before."""
+    """Recomputed over computed tokens of the last ``SHARE_WINDOW_S``."""
 
 
 def build_timeline(
@@ -115,7 +120,7 @@ def build_timeline(
 
 
 def _sample_engine(line: Timeline, samples: Iterable[ev.EngineSampled], at: _Clock) -> None:
-    before: ev.EngineSampled | None = None
+    recent: deque[tuple[float, ev.EngineSampled]] = deque()
     for sample in samples:
         time_s, total = at(sample.time), sample.kv_blocks_total or 1
         line.kv_used.add(time_s, 1.0 - sample.kv_blocks_free / total)
@@ -123,11 +128,15 @@ def _sample_engine(line: Timeline, samples: Iterable[ev.EngineSampled], at: _Clo
         line.num_running.add(time_s, sample.num_running)
         line.num_waiting.add(time_s, sample.num_waiting)
         line.preemptions.add(time_s, sample.preemptions)
-        if before is not None and sample.computed_tokens > before.computed_tokens:
-            computed = sample.computed_tokens - before.computed_tokens
+        recent.append((time_s, sample))
+        while recent[0][0] < time_s - SHARE_WINDOW_S:
+            recent.popleft()
+        before = recent[0][1]
+        computed = sample.computed_tokens - before.computed_tokens
+        if computed > 0:
             recomputed = sample.recomputed_tokens - before.recomputed_tokens
-            line.recompute_share.add(time_s, recomputed / computed)
-        before = sample
+            # Repeats are counted when their turn starts, before they are computed.
+            line.recompute_share.add(time_s, min(1.0, recomputed / computed))
 
 
 def _sample_control(line: Timeline, events: Iterable[ev.Event], at: _Clock) -> None:
