@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,8 +164,50 @@ def test_equal_block_chains_are_equal_tokens_in_every_session(turns: list[TraceT
         named = min(sum(count for _, count in turn.blocks or ()), turn.prompt_tokens // 8) * 8
         ids = tokens(prompt_segments(a, index))
         assert tokens(prompt_segments(b, last - index))[:named] == ids[:named]
-        scopes = {segment.content_id for segment in prompt_segments(apart, index)}
-        assert not any(name.startswith("blocks::") for name in scopes)
+        assert common_prefix_tokens(prompt_segments(apart, index), prompt_segments(a, index)) == 0
+
+
+@given(st.integers(0, 2**36), st.integers(0, 2**36), st.integers(1, 70))
+def test_different_blocks_are_different_tokens(left: int, right: int, size: int) -> None:
+    def block(name: int) -> Segment:
+        turn = TraceTurn(prompt_tokens=size, output_tokens=1, blocks=((name, 1),), block_size=size)
+        return prompt_segments(TraceSession(session_id=str(name), turns=(turn,)), 0)[0]
+
+    a, b = block(left), block(right)
+    assert (a.content_id, a.count) == (b.content_id, b.count)
+    if left == right:
+        assert a == b
+    else:
+        assert abs(a.start - b.start) >= size
+
+
+@given(st.lists(st.one_of(reusing_turns(), block_turns()), min_size=1, max_size=6))
+def test_own_content_is_used_once(turns: list[TraceTurn]) -> None:
+    """No token of a session's own stands twice in one prompt, nor in the reply to it."""
+    session = TraceSession(session_id="s", turns=tuple(turns))
+    for index in range(len(turns)):
+        reply = reply_segment(session, index)
+        own = [s for s in prompt_segments(session, index) if ":s" in s.content_id]
+        spans = sorted((s.content_id, s.start, s.start + s.count) for s in [*own, reply])
+        for (name, _, end), (other, start, _) in pairwise(spans):
+            assert name != other or end <= start
+
+
+def test_a_common_prefix_ends_where_a_segment_does() -> None:
+    left = [Segment("a", 0, 10), Segment("b", 0, 5)]
+    right = [Segment("a", 0, 20), Segment("b", 0, 5)]
+    assert common_prefix_tokens(left, right) == 10
+    assert common_prefix_tokens(left, left) == 15
+    assert common_prefix_tokens(left, [Segment("a", 0, 4), *cut(left, 4, 11)]) == 15
+
+
+def test_a_prompt_below_one_block_is_not_taken_from_the_next_turn() -> None:
+    turns = (
+        TraceTurn(prompt_tokens=30, output_tokens=5, blocks=((3, 1),)),
+        TraceTurn(prompt_tokens=200, output_tokens=5, blocks=((9, 3),)),
+    )
+    session = TraceSession(session_id="s", turns=turns)
+    assert prompt_segments(session, 0) == [Segment("blocks::64", 3 * 64, 30)]
 
 
 def test_the_reply_is_what_the_next_turns_blocks_say() -> None:
@@ -179,6 +223,7 @@ def test_the_reply_is_what_the_next_turns_blocks_say() -> None:
     before = [*prompt_segments(session, 1), reply_segment(session, 1)]
     assert common_prefix_tokens(before, prompt_segments(session, 2)) == 64
     assert reply_segment(session, 1).content_id == "turn:s:1"
+    assert reply_segment(session, 1).start >= 300 - 4 * 64
 
 
 def test_a_partial_last_block_with_an_id_is_the_head_of_that_block() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import lzma
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mars.traces.content import common_prefix_tokens, prompt_segments, reply_segment
@@ -15,7 +16,13 @@ from mars.traces.importers import FORMATS, detect, read_any
 from mars.traces.importers.thunderagent import read_thunderagent
 from mars.traces.importers.weka import read_weka
 from mars.traces.io import public_names, read_trace
-from mars.traces.schema import TraceSession, decode_session, encode_session, require_turns
+from mars.traces.schema import (
+    TraceSession,
+    TraceTurn,
+    decode_session,
+    encode_session,
+    require_turns,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = {
@@ -282,3 +289,19 @@ def test_the_mooncake_export_keeps_lengths_and_shared_blocks(tmp_path: Path) -> 
                 prompt_segments(exported_a, 0), prompt_segments(exported_b, 0)
             )
             assert kept == real // 512 * 512
+
+
+def test_exported_block_ids_name_the_whole_prefix(tmp_path: Path) -> None:
+    def session(name: str, first: int) -> TraceSession:
+        blocks = ((first, 1), (7, 1))
+        turn = TraceTurn(prompt_tokens=1024, output_tokens=1, blocks=blocks, block_size=512)
+        return TraceSession(session_id=name, turns=(turn,))
+
+    path = tmp_path / "m.jsonl"
+    write_mooncake(path, [session("a", 1), session("b", 2), session("c", 1)])
+    # The second block is equal, but follows another one: a prefix cache must not take it.
+    assert [msgspec.json.decode(line)["hash_ids"] for line in path.read_bytes().splitlines()] == [
+        [0, 1],
+        [2, 3],
+        [0, 1],
+    ]

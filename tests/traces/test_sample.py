@@ -11,7 +11,7 @@ from mars.traces.content import common_prefix_tokens, prompt_segments, reply_seg
 from mars.traces.errors import TraceError
 from mars.traces.io import read_trace
 from mars.traces.sample import sample
-from mars.traces.schema import TraceSession, TraceTool, TraceTurn
+from mars.traces.schema import TraceSession, TraceTool, TraceTurn, check_session
 
 CLAUDE = list(read_trace("public:claude-code"))
 SWE = list(read_trace("public:swe-agent"))
@@ -88,6 +88,11 @@ def test_scaling_time_leaves_tokens_and_scaling_tokens_leaves_sharing() -> None:
     assert small[1].turns[0].prompt_tokens == round(CLAUDE[1].turns[0].prompt_tokens / 2)
     for k in range(1, 6):
         assert shared_tokens(small[0], small[k]) == shared_tokens(CLAUDE[0], CLAUDE[k]) // 2
+    odd = sample(CLAUDE, scale_tokens=0.3)
+    for a, b in zip(odd, CLAUDE, strict=True):
+        check_session(a)
+        assert a.turns[0].block_size == 19
+        assert a.turns[-1].prompt_tokens == round(b.turns[-1].prompt_tokens * 19 / 64)
 
 
 def test_subagents_follow_their_parent() -> None:

@@ -132,6 +132,8 @@ def test_unknown_tools_cost_what_their_duration_suggests() -> None:
     assert max(cpu_s("tool", 0.03)) <= 0.03
     assert 0.5 < np.mean(cpu_s("tool", 2.0)) < 2.0
     assert max(cpu_s("read", 60.0)) <= 0.1
+    assert max(cpu_s("read", 0.01)) <= 0.01
+    assert min(cpu_s("git", 0.05)) >= 0.03
     assert fill_in("test", 5.0, call_rng(0, "s", 0, 0)) == fill_in(
         "test", 5.0, call_rng(0, "s", 0, 0)
     )

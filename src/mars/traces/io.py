@@ -153,8 +153,8 @@ def create(path: str | Path) -> Iterator[IO[bytes]]:
         TraceError: the file cannot be written there.
     """
     target = Path(path)
-    is_plain = not target.exists() or target.is_file()
-    # A pipe or a terminal is written to as it is.
+    is_plain = not target.is_symlink() and (target.is_file() or not target.exists())
+    # A pipe, a terminal or /dev/stdout is written to as it is.
     part = target.with_name(target.name + ".part") if is_plain else target
     try:
         raw = part.open("wb")

@@ -58,11 +58,9 @@ def _header(cells: list[str], path: str | Path, line: int) -> list[str]:
 
 def _time(row: dict[str, str], path: str | Path, line: int) -> datetime:
     text = row.get("TIMESTAMP", "")
-    head, _, fraction = text.partition(".")
-    # Seven digits of a second are published; the standard library reads six.
-    digits = fraction.split("+")[0].rstrip("Z")[:6]
     try:
-        return datetime.fromisoformat(f"{head}.{digits.ljust(6, '0')}")
+        # The zone, which later releases write, is the same on every line.
+        return datetime.fromisoformat(text).replace(tzinfo=None)
     except ValueError:
         raise TraceError(
             f"{text!r} is no time. Write it as 2023-11-16 18:15:46.6805900.",
