@@ -193,7 +193,7 @@ async def test_an_idle_session_ends_and_its_id_starts_a_new_generation() -> None
     bench.now += 100
     bench.admission.tick()
     assert "a" in bench.admission.active.sessions  # a turn is open
-    bench.admission.end_turn(session, is_last=False)
+    bench.admission.end_turn(session)
     bench.now += 59
     bench.admission.tick()
     assert "a" in bench.admission.active.sessions
@@ -211,7 +211,7 @@ async def test_a_late_end_of_an_earlier_life_does_not_touch_the_present_one() ->
     bench.admission.end("a", "explicit")
     new = await bench.enter("a")
     bench.admission.begin_turn(new)
-    bench.admission.end_turn(old, is_last=True)
+    bench.admission.end_turn(old, "explicit")
     assert bench.admission.active.sessions["a"] is new
     assert new.num_open_turns == 1
 

@@ -140,15 +140,18 @@ class Admission:
         session.activity = Activity.REASONING
         session.tool = None
 
-    def end_turn(self, session: Session, *, is_last: bool, reason: str = "explicit") -> None:
-        """Its reply is complete or given up; late ones of an earlier life change nothing."""
+    def end_turn(self, session: Session, end_reason: str | None = None) -> None:
+        """Its reply is complete or given up; with a reason the session ends, too.
+
+        A late reply of an earlier life changes nothing in the present one.
+        """
         now = self._clock()
         session.num_open_turns -= 1
         session.last_turn_finished_at = now
         if session.num_open_turns == 0:
             session.activity = Activity.ACTING
-        if is_last and self.active.sessions.get(session.session_id) is session:
-            self.end(session.session_id, reason)
+        if end_reason and self.active.sessions.get(session.session_id) is session:
+            self.end(session.session_id, end_reason)
 
     def end(self, session_id: str, reason: str) -> bool:
         """End an active or held session; False when there is none of that id."""

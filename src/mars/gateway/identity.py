@@ -5,7 +5,7 @@ Order (CLIENTS section 7, ECOSYSTEM section 5): explicit ids (``X-MARS-Session``
 ``session_id``, ``X-Session-ID``, ``vllm_xargs.session_id``, ``/s/<id>/`` in the path,
 ``X-Dynamo-Session-ID``), then the ids of known agents (Claude Code, Codex, opencode,
 OpenHands through litellm, aiperf), then ``prompt_cache_key`` and ``metadata.user_id``.
-A request without any is a session of one turn.
+A request without any is recognised by what it echoes (:mod:`mars.gateway.echo`), else new.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Peek(msgspec.Struct):
     session_id: Any = None
     vllm_xargs: Any = None
     prompt_cache_key: Any = None
+    previous_response_id: Any = None
     client_metadata: Any = None
     metadata: Any = None
     model: Any = None

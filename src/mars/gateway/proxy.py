@@ -163,7 +163,7 @@ class Proxy:
             if looked_at is not None:  # what is no request is for the engine to refuse
                 heartbeat = heartbeat_of(path, is_stream=looked_at.stream is True)
                 beat = partial(reply.beat, heartbeat) if heartbeat is not None else None
-                turn = await self._turns.begin(headers, looked_at, path_id, beat)
+                turn = await self._turns.begin(headers, body, looked_at, path_id, beat)
             await self._relay(scope, path, body, reply, turn)
             outcome = "stop"
         except ApiError as error:
@@ -195,6 +195,8 @@ class Proxy:
                 await reply.start(response.status, _response_headers(response))
             elif response.status != HTTPStatus.OK and reply.is_stream:
                 await reply.body(b"data: " + await response.read() + b"\n\n")
+            if turn is not None:
+                turn.answered(response.status, is_stream=reply.is_stream)
             reply.is_early = False  # from here on a failure cannot be told as a whole body
             async for chunk in response.content.iter_any():
                 if turn is not None:

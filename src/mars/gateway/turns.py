@@ -10,13 +10,17 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
 from mars.core import events as ev
 from mars.core.model import Session, ToolCall
 from mars.gateway.admission import Admission, Beat
+from mars.gateway.echo import EchoIndex
 from mars.gateway.hub import Hub
 from mars.gateway.identity import Identity, Peek, identify, max_output_tokens, prompt_tokens
 from mars.gateway.load import LoadBoard
+from mars.gateway.replies import CalledTool, ReplyReader
+from mars.gateway.toolwatch import ToolWatch
 
 TAIL_BYTES = 4096
 """End of a reply kept to read its usage from."""
@@ -44,11 +48,14 @@ class Turns:
         self.hub = hub
         self.clock = clock
         self.num_open = 0
+        self.echo = EchoIndex()
+        self.tools = ToolWatch(hub.emit, clock)
         self._board = board
 
     async def begin(
         self,
         headers: Mapping[str, str],
+        body: bytes,
         looked_at: Peek,
         path_id: str | None,
         beat: Beat | None = None,
@@ -59,13 +66,17 @@ class Turns:
             ApiError: a bad session id, or the session cannot be admitted now.
         """
         who = identify(headers, looked_at, path_id)
-        is_single = who is None
+        is_named = who is not None
         if who is None:
-            who = Identity(f"turn-{uuid.uuid4().hex}", "none")
+            echoed = self.echo.find(looked_at)
+            who = (
+                Identity(echoed, "echo") if echoed else Identity(f"anon-{uuid.uuid4().hex}", "none")
+            )
         num_prompt_tokens = prompt_tokens(looked_at)
         session = await self.admission.enter(who, num_prompt_tokens, beat)
-        turn = TurnWatch(self, session, num_prompt_tokens, is_single=is_single)
-        turn.is_last = is_single or who.is_final
+        self.tools.requested(session.session_id, body)
+        turn = TurnWatch(self, session, num_prompt_tokens, is_named=is_named)
+        turn.is_last = who.is_final
         self.admission.begin_turn(session)
         self._count(+1)
         turn.submitted(max_output_tokens(looked_at))
@@ -81,6 +92,7 @@ class Turns:
 
     def apply(self, event: ev.Event, source: str) -> None:
         """Learn from the stream what a session's context and tools are."""
+        self.tools.apply(event, source)
         if not isinstance(event, ev.SessionEvent):
             return
         session = self.admission.active.sessions.get(event.session_id)
@@ -89,34 +101,36 @@ class Turns:
         if isinstance(event, ev.TurnFinished):
             session.context_tokens = event.num_prompt_tokens + event.num_output_tokens
             session.num_computed_tokens += session.context_tokens - event.num_cached_tokens
-        elif isinstance(event, ev.ToolQueued):
-            session.tool = ToolCall(
-                event.tool_call_id, event.session_id, event.tool_name, event.time
-            )
-        elif isinstance(event, ev.ToolStarted):
-            queued_at = event.time - event.queued_s
-            session.tool = ToolCall(
-                event.tool_call_id, event.session_id, event.tool_name, queued_at, event.time
-            )
-        elif isinstance(event, ev.ToolFinished):
-            session.tool = None
+        elif isinstance(event, ev.ToolQueued | ev.ToolStarted | ev.ToolFinished):
+            session.tool = self._tool_of(session)
+
+    def _tool_of(self, session: Session) -> ToolCall | None:
+        """The latest of the session's tool calls that are not finished."""
+        view = self.hub.fold.sessions.get(session.session_id)
+        if view is None or not view.open_tools:
+            return None
+        call = next(reversed(view.open_tools.values()))
+        return ToolCall(
+            call.tool_call_id, session.session_id, call.tool_name, call.queued_at, call.started_at
+        )
 
 
 class TurnWatch:
     """One turn on its way through the gateway."""
 
     def __init__(
-        self, turns: Turns, session: Session, num_prompt_tokens: int, *, is_single: bool
+        self, turns: Turns, session: Session, num_prompt_tokens: int, *, is_named: bool
     ) -> None:
         self.session = session
         self.is_last = False
         self._turns = turns
-        self._is_single = is_single
+        self._is_named = is_named
         self._is_reported = not turns.hub.has_engine_events
         self._request_id = uuid.uuid4().hex if self._is_reported else ""
         self._turn_index = session.num_turns
         self._num_prompt_tokens = num_prompt_tokens
         self._submitted_at = turns.clock()
+        self._reader: ReplyReader | None = None
         self._tail = b""
         self._num_chunks = 0
 
@@ -139,8 +153,15 @@ class TurnWatch:
                 )
             )
 
+    def answered(self, status: int, *, is_stream: bool) -> None:
+        """The reply's head passed; only successful replies are read."""
+        if status == HTTPStatus.OK:
+            self._reader = ReplyReader(is_stream)
+
     def saw(self, chunk: bytes) -> None:
         """Part of the reply passed."""
+        if self._reader is not None:
+            self._reader.feed(chunk)
         if not self._is_reported:
             return
         if not self._num_chunks:
@@ -159,11 +180,33 @@ class TurnWatch:
 
     def end(self, outcome: str) -> None:
         """The reply is complete (``stop``), broken (``error``) or given up (``abort``)."""
-        self._turns.closed()
+        turns = self._turns
+        turns.closed()
         if self._is_reported:
-            self._turns.hub.emit(self._finished(outcome))
-        reason = "single_turn" if self._is_single else "explicit"
-        self._turns.admission.end_turn(self.session, is_last=self.is_last, reason=reason)
+            turns.hub.emit(self._finished(outcome))
+        tools: list[CalledTool] = []
+        if self._reader is not None and outcome == "stop":
+            self._reader.finish()
+            tools = self._reader.tools
+            turns.echo.remember(self.session_id, self._reader)
+        reason = self._end_reason(outcome, has_tools=bool(tools))
+        if tools and reason is None:
+            turns.tools.replied(self.session_id, tools)
+        turns.admission.end_turn(self.session, reason)
+
+    def _end_reason(self, outcome: str, *, has_tools: bool) -> str | None:
+        """Why the session ends with this turn, or None if it goes on.
+
+        A session without a name ends with the first reply that asks for no tool, since
+        nobody else will say so; one with a name may have side calls that look the same.
+        """
+        if self.is_last:
+            return "explicit"
+        if self._is_named or has_tools:
+            return None
+        if outcome == "stop":
+            return "single_turn" if self.session.num_turns == 1 else "final_answer"
+        return "disconnected" if self.session.num_turns == 1 else None
 
     def _finished(self, outcome: str) -> ev.TurnFinished:
         usage = {name: self._last_number(pattern) for name, pattern in _USAGE.items()}

@@ -3,7 +3,9 @@
 
 Streams numbered words as ``data:`` lines, remembers what it was sent, and notices when
 a client goes away. ``pause()`` stops all replies before their next token, which lets a
-test look at the middle of a stream without waiting for time to pass. Run as a process::
+test look at the middle of a stream without waiting for time to pass. A request may script
+its own reply: ``fake_text``, and ``fake_tools`` as ``[{"id": ..., "name": ...}]`` (chat).
+Run as a process::
 
     python -m mars.testing.engine --port 18301 --num-tokens 32 --token-interval-s 0.01
 """
@@ -168,31 +170,52 @@ class _Generate:
     async def _reply(self, wanted: dict[str, Any], send: Send) -> None:
         num_tokens = wanted.get("max_tokens", self._engine.num_tokens)
         if wanted.get("stream"):
-            await self._stream(num_tokens, send)
+            await self._stream(wanted, num_tokens, send)
             return
         for _ in range(num_tokens):
             await self._engine.pace()
-        text = "".join(f"word{i} " for i in range(num_tokens))
+        text = wanted.get("fake_text", "".join(f"word{i} " for i in range(num_tokens)))
+        message = {"role": "assistant", "content": text, "tool_calls": _tool_calls(wanted)}
         content = {
             "id": "cmpl-fake",
-            "choices": [{"index": 0, "text": text, "message": {"content": text}}],
+            "choices": [{"index": 0, "text": text, "message": message}],
             "usage": {"prompt_tokens": 7, "completion_tokens": num_tokens},
         }
         await _start(send, b"application/json")
         await send({"type": "http.response.body", "body": msgspec.json.encode(content)})
 
-    async def _stream(self, num_tokens: int, send: Send) -> None:
+    async def _stream(self, wanted: dict[str, Any], num_tokens: int, send: Send) -> None:
         await _start(send, b"text/event-stream; charset=utf-8")
         for i in range(num_tokens):
             await self._engine.pace()
             if i == self._engine.break_after:
                 return  # uvicorn closes the connection in the middle of the body
-            delta = {"id": "cmpl-fake", "choices": [{"index": 0, "delta": {"content": f"é{i} "}}]}
-            line = b"data: " + msgspec.json.encode(delta) + b"\n\n"
-            await send({"type": "http.response.body", "body": line, "more_body": True})
+            text = wanted.get("fake_text") if i == 0 else ""
+            await _delta(send, {"content": f"é{i} " if "fake_text" not in wanted else text})
+        if tool_calls := _tool_calls(wanted):
+            await _delta(send, {"tool_calls": tool_calls})
         usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": num_tokens}}
         last = b"data: " + msgspec.json.encode(usage) + b"\n\ndata: [DONE]\n\n"
         await send({"type": "http.response.body", "body": last})
+
+
+def _tool_calls(wanted: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tool calls in the form of chat completions."""
+    return [
+        {
+            "index": index,
+            "id": tool["id"],
+            "type": "function",
+            "function": {"name": tool["name"], "arguments": "{}"},
+        }
+        for index, tool in enumerate(wanted.get("fake_tools", []))
+    ]
+
+
+async def _delta(send: Send, delta: dict[str, Any]) -> None:
+    part = {"id": "cmpl-fake", "choices": [{"index": 0, "delta": delta}]}
+    line = b"data: " + msgspec.json.encode(part) + b"\n\n"
+    await send({"type": "http.response.body", "body": line, "more_body": True})
 
 
 async def _start(send: Send, content_type: bytes) -> None:
