@@ -110,6 +110,7 @@ async def test_the_loop_is_closed_by_reply_tool_and_gap(tmp_path: Path) -> None:
     ends = [e for e in seen if isinstance(e, ev.SessionEnded)]
     assert [e.reason for e in ends] == ["explicit"]
     assert replay.tools.num_unposted == replay.tools.num_failed == 0
+    assert (replay.tools.stretch or 0.0) >= 1.0
 
 
 async def test_an_error_of_one_session_leaves_the_others_alone(

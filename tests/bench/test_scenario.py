@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from mars.bench.demo import override
+from mars.bench.runner import Experiment
 from mars.bench.scenario import (
     Contestant,
     Scenario,
@@ -148,3 +149,9 @@ def test_what_the_command_line_says_replaces_the_file() -> None:
 def test_a_value_out_of_bounds_is_refused() -> None:
     with pytest.raises(ScenarioError, match="the command line"):
         override(_demo(), workload={"sessions": 0}, machine={})
+
+
+def test_an_unknown_policy_is_named_before_anything_starts() -> None:
+    scenario = override(_demo(), workload={}, machine={}, policies=["fcfs@nosuch"])
+    with pytest.raises(ScenarioError, match=r"fcfs@nosuch.*unknown admission policy"):
+        Experiment.prepare(scenario)

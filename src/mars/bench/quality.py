@@ -83,6 +83,7 @@ def assess(
     engine_late_s: float | None,
     engine_busy_s: float | None,
     events_dropped: int = 0,
+    tool_stretch: float | None = None,
     complaints: Iterable[str] = (),
     limits: Limits | None = None,
 ) -> ReplayQuality:
@@ -95,6 +96,7 @@ def assess(
         engine_late_s: last ``late_s`` of the emulated engine; None for a real one.
         engine_busy_s: its busy time.
         events_dropped: records missing from the stream.
+        tool_stretch: how many times longer than recorded the tools ran, for the record.
         complaints: further reasons to read the result with care (lost tools, ...).
         limits: bounds; the defaults if None.
     """
@@ -130,5 +132,6 @@ def assess(
         cpu_pressure_mean=mean(watch.pressures),
         engine_late_s=engine_late_s,
         engine_late_share=late_share,
+        tool_stretch=tool_stretch,
         events_dropped=events_dropped,
     )

@@ -134,6 +134,8 @@ def quality_text(quality: ReplayQuality | None) -> str:
     parts = [f"replay lag p99 {lag}"]
     if late is not None:
         parts.append(f"engine late by {late:.1%} of its busy time")
+    if quality.tool_stretch is not None:
+        parts.append(f"tools {quality.tool_stretch:.2f}x as long as recorded")
     if quality.cpu_usage_mean is not None:
         parts.append(f"host CPU {quality.cpu_usage_mean:.0%}")
     if quality.reasons:

@@ -150,6 +150,8 @@ class ReplayQuality(msgspec.Struct, kw_only=True):
     """Emulated engine: real time lost against the model, in all."""
     engine_late_share: float | None
     """``engine_late_s`` over the engine's busy time."""
+    tool_stretch: float | None = None
+    """Seconds the tools ran over the seconds recorded (dilated alike)."""
     events_dropped: int = 0
 
 

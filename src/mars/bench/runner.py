@@ -29,15 +29,30 @@ from mars.bench.metrics import summarise
 from mars.bench.quality import HostWatch, assess
 from mars.bench.requests import write_requests
 from mars.bench.result import ReplayQuality, Result, SessionRecord, write_result
-from mars.bench.scenario import Contestant, Scenario, choose_sessions, machine_profile
+from mars.bench.scenario import (
+    Contestant,
+    Scenario,
+    ScenarioError,
+    choose_sessions,
+    machine_profile,
+)
 from mars.bench.server import Server
 from mars.bench.timeline import Timeline, build_timeline, fill_records, run_totals
 from mars.bench.toolside import ToolSide
+from mars.core.policy import (
+    UnknownPolicyError,
+    admission_policies,
+    scheduling_policies,
+    tool_policies,
+)
 from mars.profiles import Profile
 from mars.telemetry.sink import read_events
 from mars.traces.schema import TraceSession
 
 BOOT_TIMEOUT_S = 300.0
+STRETCH_LIMIT = 1.5
+"""Tools that compete for slots' cores take longer, which is what is modelled; beyond this
+it is the machine that lacks cores (chosen)."""
 HOLD_BUDGET_S = 86400
 """The replay bears any hold; agents' read timeouts are not what is measured here."""
 
@@ -53,15 +68,18 @@ class Experiment:
 
     @classmethod
     def prepare(cls, scenario: Scenario) -> Experiment:
-        """Choose the sessions and load the profile.
+        """Choose the sessions, load the profile, and try out the names of the policies.
 
         Raises:
-            ScenarioError: too few sessions fit.
+            ScenarioError: too few sessions fit, or a policy is not known.
             TraceError: the trace cannot be read.
             ProfileError: no such profile.
         """
+        profile, kv_tokens = machine_profile(scenario.machine)
+        for contestant in scenario.policies:
+            _check_policies(contestant, profile)
         sessions = choose_sessions(scenario.workload, scenario.seed)
-        return cls(scenario, sessions, *machine_profile(scenario.machine))
+        return cls(scenario, sessions, profile, kv_tokens)
 
 
 @dataclass(slots=True)
@@ -144,6 +162,17 @@ def serve_arguments(
     ]
 
 
+def _check_policies(contestant: Contestant, profile: Profile) -> None:
+    """Make each policy once: better an error now than after the engine's start."""
+    offers = {"cost": profile.cost}
+    try:
+        scheduling_policies.create(contestant.policy, offers)
+        admission_policies.create(contestant.admission, offers)
+        tool_policies.create(contestant.tool_policy, offers)
+    except UnknownPolicyError as error:
+        raise ScenarioError(f"policies, {contestant.label!r}: {error}") from None
+
+
 async def _replay(replay: Replay, host: HostWatch) -> None:
     sampling = asyncio.create_task(host.run())
     try:
@@ -221,6 +250,9 @@ def _quality(
     complaints = [] if line else ["no event log: times inside the engine are not known"]
     if running.tools.num_failed:
         complaints.append(f"{running.tools.num_failed} tool calls failed")
+    stretch = running.tools.stretch
+    if stretch is not None and stretch > STRETCH_LIMIT:
+        complaints.append(f"tools took {stretch:.1f} times as long as recorded")
     if running.tools.num_unposted:
         complaints.append(f"{running.tools.num_unposted} tool events did not reach the gateway")
     if running.replay.stop_reason:
@@ -232,6 +264,7 @@ def _quality(
         engine_late_s=sample.late_s if sample else None,
         engine_busy_s=sample.busy_s if sample else None,
         events_dropped=line.fold.counters.events_dropped if line else 0,
+        tool_stretch=stretch,
         complaints=complaints,
     )
 

@@ -35,6 +35,8 @@ class ToolSide:
     def __init__(self, slots: int, policy: str) -> None:
         self.num_failed = 0
         self.num_unposted = 0
+        self._wanted_s = 0.0
+        self._taken_s = 0.0
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._pool = ToolPool(slots, policy, self._events.put_nowait)
 
@@ -44,6 +46,11 @@ class ToolSide:
 
     async def __aexit__(self, *raised: object) -> None:
         await self._pool.close()
+
+    @property
+    def stretch(self) -> float | None:
+        """How many times longer than wanted the calls ran; None before the first."""
+        return self._taken_s / self._wanted_s if self._wanted_s else None
 
     async def run(self, session_id: str, call_id: str, tool: TraceTool, time_scale: float) -> None:
         """Run one recorded call: its CPU seconds within its (dilated) duration.
@@ -59,6 +66,8 @@ class ToolSide:
             timeout_s=max(TIMEOUT_FLOOR_S, wall_s * TIMEOUT_FACTOR),
         )
         result = await self._pool.run(request)
+        self._wanted_s += wall_s
+        self._taken_s += result.duration_s
         if result.exit_code:
             self.num_failed += 1
 
