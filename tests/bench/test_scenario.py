@@ -19,6 +19,7 @@ from mars.bench.scenario import (
 )
 from mars.core.policy import admission_policies, scheduling_policies, tool_policies
 from mars.profiles import load_profile
+from mars.traces.content import common_prefix_tokens, prompt_segments
 from mars.traces.io import write_trace
 from mars.traces.schema import TraceSession, TraceTool, TraceTurn
 
@@ -62,21 +63,25 @@ def test_same_seed_same_sessions_and_arrivals_in_order(tmp_path: Path) -> None:
     assert first == again
     assert first != choose_sessions(workload, 2)
     arrivals = [s.arrival_s for s in first]
-    assert arrivals[0] == 0.0
     assert arrivals == sorted(set(arrivals))
 
 
-@pytest.mark.parametrize(
-    "bounds", [{"sessions": 8}, {"max_context_tokens": 900}, {"min_turns": 11, "turns": 11}]
-)
-def test_too_few_fitting_sessions_is_an_error(tmp_path: Path, bounds: dict[str, int]) -> None:
+@pytest.mark.parametrize("bounds", [{"max_context_tokens": 900}, {"min_turns": 11, "turns": 11}])
+def test_no_fitting_session_is_an_error(tmp_path: Path, bounds: dict[str, int]) -> None:
     workload = _workload(tmp_path / "t.jsonl", **bounds)
-    with pytest.raises(ScenarioError, match="sessions that fit"):
+    with pytest.raises(ScenarioError, match="no session that fits"):
         choose_sessions(workload, 1)
 
 
+def test_more_sessions_than_recorded_are_copies_with_content_of_their_own(tmp_path: Path) -> None:
+    sessions = choose_sessions(_workload(tmp_path / "t.jsonl", sessions=9, min_turns=3), 1)
+    assert len({s.session_id for s in sessions}) == 9
+    prompts = [prompt_segments(s, 0) for s in sessions]
+    assert common_prefix_tokens(prompts[0], prompts[8]) == 0
+
+
 def test_pressure_is_the_sum_of_peaks_over_the_pool(tmp_path: Path) -> None:
-    sessions = choose_sessions(_workload(tmp_path / "t.jsonl"), 1)
+    sessions = choose_sessions(_workload(tmp_path / "t.jsonl", min_turns=3), 1)
     load = pressure(sessions, kv_tokens=6100)
     assert load.peak_tokens == 4 * 3050
     assert load.working_set == 2.0

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import random
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from msgspec import Meta, Struct
 
 from mars.profiles import Profile, load_profile
 from mars.traces.io import read_trace
-from mars.traces.schema import TraceSession, TraceTurn, require_turns
+from mars.traces.sample import sample
+from mars.traces.schema import TraceSession, require_turns
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -132,24 +132,27 @@ def load_scenario(path: Path | str) -> Scenario:
 def choose_sessions(workload: Workload, seed: int) -> list[TraceSession]:
     """The sessions of a workload, cut and with arrivals; same seed, same sessions.
 
+    More than the trace has are copies that share nothing of their own content.
+
     Raises:
-        ScenarioError: the trace has too few that fit.
+        ScenarioError: no session of the trace fits.
         TraceError: the trace cannot be read.
     """
-    rng = random.Random(seed)
     cut = [_cut(s, workload) for s in require_turns(read_trace(workload.trace))]
     fitting = [s for s in cut if _fits(s, workload)]
-    if len(fitting) < workload.sessions:
+    if not fitting:
         raise ScenarioError(
-            f"{workload.trace} has {len(fitting)} sessions that fit this workload, "
-            f"{workload.sessions} are asked for; lower --sessions or widen the bounds"
+            f"{workload.trace} has no session that fits this workload; "
+            "lower min_turns or start_context_tokens, or raise max_context_tokens"
         )
-    chosen = rng.sample(fitting, workload.sessions)
-    time_s, arriving = 0.0, list[TraceSession]()
-    for session in chosen:
-        arriving.append(msgspec.structs.replace(session, arrival_s=round(time_s, 3)))
-        time_s += rng.expovariate(workload.arrival_rate_per_s)
-    return arriving
+    return sample(
+        fitting,
+        workload.sessions,
+        seed=seed,
+        rate=workload.arrival_rate_per_s,
+        max_gap_s=workload.max_gap_s,
+        max_tool_s=workload.max_tool_s,
+    )
 
 
 def pressure(sessions: Sequence[TraceSession], kv_tokens: int) -> Pressure:
@@ -185,25 +188,7 @@ def _cut(session: TraceSession, workload: Workload) -> TraceSession:
     )
     first = next(long_enough, len(turns))
     kept = turns[first : first + workload.turns] if workload.turns else turns[first:]
-    return msgspec.structs.replace(session, turns=tuple(_bounded(t, workload) for t in kept))
-
-
-def _bounded(turn: TraceTurn, workload: Workload) -> TraceTurn:
-    gap_s, tools = turn.gap_s, turn.tools
-    if workload.max_gap_s is not None:
-        gap_s = min(gap_s, workload.max_gap_s)
-    if workload.max_tool_s is not None:
-        tools = tuple(
-            msgspec.structs.replace(
-                tool,
-                duration_s=workload.max_tool_s,
-                cpu_s=tool.cpu_s * workload.max_tool_s / tool.duration_s,
-            )
-            if tool.duration_s > workload.max_tool_s
-            else tool
-            for tool in tools
-        )
-    return msgspec.structs.replace(turn, gap_s=gap_s, tools=tools)
+    return msgspec.structs.replace(session, turns=tuple(kept))
 
 
 def _fits(session: TraceSession, workload: Workload) -> bool:
