@@ -62,7 +62,8 @@ class Regime:
         turns: mixture of turns per session.
         max_turns: the client's own cap.
         first_prompt: quantiles or mixture of the first prompt's tokens.
-        shared_tokens: tokens of tools and system prompt that all sessions share.
+        shared_tokens: tokens of tools and system prompt that all sessions of one client version
+            share, per version; versions are equally frequent.
         append: mixture of tokens that a prompt grows by per turn (the reply included).
         output: mixture of reply tokens.
         tools: the tool classes.
@@ -76,7 +77,7 @@ class Regime:
     turns: Mixture
     max_turns: int
     first_prompt: dict[str, float] | Mixture
-    shared_tokens: int
+    shared_tokens: tuple[int, ...]
     append: Mixture
     output: Mixture
     tools: tuple[ToolClass, ...]
@@ -138,7 +139,7 @@ def _light(params: dict[str, Any]) -> Regime:
         turns=params["turns_per_session"]["sweagent_glm45_swebench_lite"],
         max_turns=150,
         first_prompt=_LIGHT_FIRST_TOKENS,
-        shared_tokens=0,
+        shared_tokens=(0,),
         append=params["append_tokens_per_turn"]["sweagent"],
         output=params["output_tokens_per_turn"]["sweagent"],
         tools=tuple(
@@ -175,7 +176,7 @@ def _mixed(params: dict[str, Any]) -> Regime:
         turns=params["turns_per_session"]["claudecode_haiku45_swerebench"],
         max_turns=150,
         first_prompt=params["first_prompt_tokens"]["claudecode_automated"],
-        shared_tokens=13_000,  # chosen: just below the first prompts, which vary by 600 tokens
+        shared_tokens=(13_000,),  # chosen: just below the first prompts, which vary by 600 tokens
         append=params["append_tokens_per_turn"]["claudecode_glm"],
         output=params["output_tokens_per_turn"]["claudecode_glm"],
         tools=_clean_tools(params),
@@ -202,7 +203,7 @@ def _heavy(params: dict[str, Any]) -> Regime:
         max_turns=100,
         # No token counts were recorded; the agent and its prompts resemble SWE-agent's.
         first_prompt=params["first_prompt_tokens"]["sweagent"],
-        shared_tokens=0,
+        shared_tokens=(0,),
         append=params["append_tokens_per_turn"]["sweagent"],
         output=params["output_tokens_per_turn"]["sweagent"],
         tools=tuple(
@@ -240,12 +241,13 @@ _WEKA_COMPACTED_TOKENS = {"p10": 13548.0, "p25": 25378.0, "p50": 31020.0, "p90":
 
 
 def _interactive(params: dict[str, Any]) -> Regime:
+    shared = params["first_prompt_tokens"]["shared_tools_plus_system_tokens"]
     return Regime(
         turns=params["turns_per_session"]["claudecode_real_users_weka"],
         max_turns=340,
         first_prompt=_WEKA_FIRST_TOKENS,
         compacted=_WEKA_COMPACTED_TOKENS,
-        shared_tokens=params["first_prompt_tokens"]["shared_tools_plus_system_tokens"]["p10"],
+        shared_tokens=(shared["p10"], shared["p50"], shared["p50"], shared["p90"]),
         append=params["append_tokens_per_turn"]["claudecode_real_users"],
         output=params["output_tokens_per_turn"]["claudecode_real_users"],
         tools=(ToolClass("tool", 1.0, _WEKA_TOOL_GAP_S),),

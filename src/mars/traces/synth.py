@@ -90,10 +90,11 @@ def _turns(
     count = _one(rng, LONG_TURNS if is_long else kind.turns)
     num_turns = min(max(1, round(count)), kind.max_turns)
     outputs = np.maximum(MIN_OUTPUT_TOKENS, draw_mixture(rng, kind.output, num_turns).round())
-    prompts, resets = _prompts(rng, kind, is_long, outputs, max_prompt_tokens)
+    num_shared = int(rng.choice(kind.shared_tokens))
+    prompts, resets = _prompts(rng, kind, is_long, outputs, num_shared, max_prompt_tokens)
     tools = _tools(rng, kind, num_turns)
     gaps, asks = _gaps(rng, kind, num_turns)
-    shared = (f"synth:{name}", kind.shared_tokens) if kind.shared_tokens else None
+    shared = (f"synth:{name}:{num_shared}", num_shared) if num_shared else None
     return tuple(
         TraceTurn(
             prompt_tokens=int(prompts[i]),
@@ -117,6 +118,7 @@ def _prompts(
     kind: Regime,
     is_long: bool,
     outputs: NDArray[np.float64],
+    num_shared: int,
     max_prompt_tokens: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the prompt of every turn, and where the context starts anew (turn 0 included)."""
@@ -126,26 +128,26 @@ def _prompts(
     prompts = np.zeros(num_turns, dtype=np.int64)
     resets = np.zeros(num_turns, dtype=np.bool_)
     first = LONG_FIRST_PROMPT if is_long else kind.first_prompt
-    prompts[0] = _fresh_prompt(rng, kind, first, limit)
+    prompts[0] = _fresh_prompt(rng, first, num_shared, limit)
     resets[0] = True
     for i in range(1, num_turns):
         # The prompt holds the reply before it, so it grows by at least that.
         grown = prompts[i - 1] + max(appended[i], outputs[i - 1] + 1)
         resets[i] = grown > limit
         prompts[i] = (
-            _fresh_prompt(rng, kind, kind.compacted or first, limit) if resets[i] else grown
+            _fresh_prompt(rng, kind.compacted or first, num_shared, limit) if resets[i] else grown
         )
     return prompts, resets
 
 
 def _fresh_prompt(
-    rng: Generator, kind: Regime, tokens: dict[str, float] | Mixture, limit: int
+    rng: Generator, tokens: dict[str, float] | Mixture, num_shared: int, limit: int
 ) -> int:
     if isinstance(tokens, dict):
         drawn = float(draw_quantiles(rng, tokens, 1)[0])
     else:
         drawn = _one(rng, tokens)
-    return round(min(max(drawn, kind.shared_tokens + 64), limit))
+    return round(min(max(drawn, num_shared + 64), limit))
 
 
 def _tools(rng: Generator, kind: Regime, num_turns: int) -> list[TraceTool]:
