@@ -14,7 +14,7 @@ import argparse
 import statistics
 from typing import Any
 
-from mars.sim.run import SimConfig, run
+from mars.sim.run import SimConfig, simulate
 from mars.traces.schema import TraceSession
 from mars.traces.synth import synth
 
@@ -48,7 +48,7 @@ def measure(
             num_cpus=cpus,
             kv_tokens=210_000,
         )
-        summary = run(trace, config).summary
+        summary = simulate(trace, config).summary
         rows.append(
             (summary.sct_mean_s, summary.sct_p95_s, summary.slowdown_mean, summary.cpu_busy)
         )
