@@ -41,7 +41,7 @@ install_torch() {
     fi
     say "PyTorch, CPU build ($torch)"
     # Without its dependencies: they are in the lock.
-    if ! "$venv/bin/python" -m pip install --quiet --no-deps "${torch}+cpu" 2>/dev/null; then
+    if ! "$venv/bin/python" -m pip install -qq --no-deps "${torch}+cpu" 2>/dev/null; then
         "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps \
             --torch-backend=cpu "$torch" ||
             die "no CPU build of $torch for this Python and platform" \
@@ -70,7 +70,7 @@ main() {
         "$python" -m venv "$venv" || die "$python cannot make an environment" \
             "install its venv module (Debian and Ubuntu: apt install python3-venv)"
     fi
-    "$venv/bin/python" -m pip install --quiet "$(pinned uv)" ||
+    "$venv/bin/python" -m pip install -qq "$(pinned uv)" ||
         die "pip cannot reach a package index" "check the network and pip's configuration"
     install_torch
     install_lock
