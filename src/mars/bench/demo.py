@@ -94,6 +94,9 @@ async def run_all(
             )
             outcomes.append(outcome)
             console.print(_brief(outcome), highlight=False)
+    except asyncio.CancelledError:
+        console.print(f"Interrupted; what was measured is under {out}.", style="yellow")
+        raise
     finally:
         if outcomes:
             _close(scenario, str(load), outcomes, out, console)

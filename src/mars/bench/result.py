@@ -40,7 +40,7 @@ class TurnRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     error: str | None = None
 
 
-class SessionRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
+class SessionRecord(msgspec.Struct, kw_only=True):
     """One session: its outcome, and where its time went.
 
     ``sct_s`` is null for a session that did not finish. ``ideal_s`` is its time alone on
