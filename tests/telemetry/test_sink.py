@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,32 @@ def test_an_unknown_kind_in_the_log_does_not_stop_the_reader(tmp_path: Path) -> 
     sink.close()
     assert [r.event.kind for r in read_records(path)] == ["opaque", "tool_queued"]
     assert isinstance(next(read_events(path)), Event)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from mars.core.events import Event
+from mars.telemetry import JsonlSink, Opaque, Record
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sink = JsonlSink(sys.argv[1])
+event = Opaque(time=1.0, wire_kind="x", fields={"text": "y" * 100})
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 10000))
+try:
+    sink.write(Record(i, "x", event) for i in range(100))
+except OSError as error:
+    print(error.strerror)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
+sink.write([Record(1000, "x", event)])
+"""
+
+
+def test_a_full_disk_leaves_no_half_line_in_the_middle_of_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    ran = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "File too large"
+    seqs = [r.seq for r in read_records(path)]
+    assert seqs[-1] == 1000
+    assert seqs[:-1] == list(range(len(seqs) - 1))
+    assert len(seqs) > 10

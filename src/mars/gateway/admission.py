@@ -28,7 +28,7 @@ RETRY_AFTER_S = 20
 PLACE_KEPT_S = 120.0
 """How long an unattended place in the queue is kept: agents that retry come back within
 the 64 s of the longest known back-off (OpenHands), and need some slack (chosen)."""
-GENERATIONS_KEPT = 100_000
+GENERATIONS_KEPT = 20_000
 DECISION_SHARE = 0.1
 LONG_QUEUE = 256
 """With more than so many held, decisions take at most this share of the time; the rest

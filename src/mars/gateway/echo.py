@@ -18,8 +18,8 @@ import msgspec
 from mars.gateway.identity import Peek
 from mars.gateway.replies import ReplyReader, text_hash
 
-MAX_KEYS = 200_000
-"""Echoes remembered; at about 300 bytes each, some 60 MB at most (chosen)."""
+MAX_KEYS = 50_000
+"""Echoes remembered, about 15 MB of them; a thousand sessions of fifty turns (chosen)."""
 MAX_LOOKUPS = 64
 """Of one request, newest first: an agent's last turn is what tells."""
 

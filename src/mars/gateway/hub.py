@@ -49,6 +49,7 @@ class Hub:
         self._subscriber: EventSubscriber | None = None
         self._control: ControlSender | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._writing: asyncio.Future[None] | None = None
 
     @property
     def has_engine_events(self) -> bool:
@@ -76,6 +77,8 @@ class Hub:
         if self._control is not None:
             self._control.close()
         if self._sink is not None:
+            if self._writing is not None:
+                await asyncio.gather(self._writing, return_exceptions=True)
             while records := self._log_reader.read():
                 self._sink.write(records)
             self._sink.close()
@@ -125,8 +128,10 @@ class Hub:
         while True:
             await reader.wait()
             records = reader.read(LOG_BATCH)
+            lines = sink.lines(records)
+            self._writing = asyncio.ensure_future(asyncio.to_thread(sink.write_lines, lines))
             try:
-                await asyncio.shield(asyncio.to_thread(sink.write_lines, sink.lines(records)))
+                await asyncio.shield(self._writing)
             except OSError as error:
                 _log.error("event log cannot be written", path=str(sink.path), error=str(error))
                 lost = ev.EventsDropped(time=self._clock(), count=len(records), source="log")

@@ -62,10 +62,18 @@ class JsonlSink:
         return b"".join(encode_json(record) + b"\n" for record in records)
 
     def write_lines(self, lines: bytes) -> None:
-        """Append complete lines as made by :meth:`lines`."""
+        """Append complete lines as made by :meth:`lines`.
+
+        Raises:
+            OSError: the disk is full or gone; the log then ends with a complete line.
+        """
         view = memoryview(lines)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except OSError:
+            _cut_torn_tail(self._fd)
+            raise
 
     def close(self) -> None:
         """Flush to disk and close; harmless when closed already."""
