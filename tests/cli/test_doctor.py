@@ -9,6 +9,7 @@ import pytest
 
 from mars.cli import checks
 from mars.cli.checks import CHECKS, Finding, Verdict
+from mars.cli.doctor import print_findings
 from mars.config import EngineConfig, GatewayConfig, MarsConfig
 from tests.cli.conftest import Run
 
@@ -55,3 +56,10 @@ def test_json_holds_every_check_and_a_failure_is_the_exit_status(mars: Run):
     assert len(findings) == len(CHECKS)
     failed = [finding.what for finding in findings if finding.verdict is Verdict.FAIL]
     assert failed == ["settings"]
+
+
+def test_the_table_shows_square_brackets(capsys: pytest.CaptureFixture[str]):
+    print_findings([Finding(Verdict.WARN, "x", "a[b]", "pip install 'mars-serving[vllm]'")])
+    shown = capsys.readouterr().out
+    assert "a[b]" in shown
+    assert "mars-serving[vllm]" in shown

@@ -99,9 +99,21 @@ def test_errors_are_described_by_cause_and_fix():
     assert describe(missing) == ["x.toml: No such file or directory"]
     lacking = ModuleNotFoundError("No module named 'scipy'", name="scipy")
     assert describe(lacking) == ["scipy is not installed", "fix: pip install 'mars-serving[bench]'"]
+    outer = ImportError("Cannot import module 'mars.cli.bench'")
+    outer.__cause__ = ModuleNotFoundError("No module named 'scipy.stats'", name="scipy.stats")
+    assert describe(outer) == describe(lacking)
 
 
 def test_a_defect_keeps_its_traceback():
     assert describe(ValueError("not ours")) is None
     assert describe(ModuleNotFoundError("No module named 'marsx'", name="marsx")) is None
     assert describe(KeyboardInterrupt()) is None
+
+
+@pytest.mark.parametrize("name", list(cli.VERBS))
+def test_no_verb_loads_what_only_an_extra_brings(name: str):
+    module = cli.VERBS[name][0].partition(":")[0]
+    extras = ("matplotlib", "polars", "pyarrow", "scipy", "torch", "vllm")
+    code = f"import sys, {module}; print([n for n in {extras} if n in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 4999
@@ -79,6 +78,8 @@ def mean_over_seeds(values: Sequence[float]) -> Interval:
     estimate, num = float(np.mean(values)), len(values)
     if num < 2:
         return Interval(estimate=estimate, low=None, high=None, num_samples=num)
+    from scipy import stats  # in the bench extra; the simulator's table does without
+
     half = float(stats.sem(values)) * float(stats.t.ppf((1 + CONFIDENCE) / 2, num - 1))
     return Interval(estimate=estimate, low=estimate - half, high=estimate + half, num_samples=num)
 
@@ -90,6 +91,8 @@ def _paired(
     estimate = float(statistic(left, right))
     if len(left) < MIN_PAIRS:
         return Interval(estimate=estimate, low=None, high=None, num_samples=len(left))
+    from scipy import stats
+
     with warnings.catch_warnings():
         # Equal pairs have no spread: scipy warns and gives NaN, answered below.
         warnings.simplefilter("ignore")

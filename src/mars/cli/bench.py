@@ -10,11 +10,12 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from mars.bench.compare import Run, speed_up_text
-from mars.bench.demo import DEFAULT_OUT, DEFAULT_SCENARIO
-from mars.bench.demo import demo as run_demo
 from mars.bench.live import comparison
 from mars.bench.result import read_result
 from mars.cli.errors import CliError
+
+DEFAULT_SCENARIO = Path("scenarios/demo.toml")
+DEFAULT_OUT = Path("results/demo")
 
 app = App(
     name="bench",
@@ -71,6 +72,8 @@ def demo(
     port
         Where the gateway listens; 0 takes a free port.
     """
+    from mars.bench.demo import demo as run_demo
+
     if not scenario.exists():
         raise CliError(
             f"there is no scenario {scenario}",

@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mars.cli.checks import CHECKS, Finding, Verdict
@@ -49,18 +50,19 @@ def doctor(
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(findings)).decode() + "\n")
     else:
-        _print(findings)
+        print_findings(findings)
     if any(finding.verdict is Verdict.FAIL for finding in findings):
         sys.exit(1)
 
 
-def _print(findings: list[Finding]) -> None:
+def print_findings(findings: list[Finding]) -> None:
+    """Show findings as a table, each fix below what it mends."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", "what", "found"):
         table.add_column(title, overflow="fold")
     for finding in findings:
         colour = _COLOURS[finding.verdict]
-        table.add_row(f"[{colour}]{finding.verdict.value}[/]", finding.what, finding.found)
+        table.add_row(f"[{colour}]{finding.verdict.value}[/]", finding.what, escape(finding.found))
         if finding.fix:
-            table.add_row("", "", f"[dim]fix:[/] {finding.fix}")
+            table.add_row("", "", f"[dim]fix:[/] {escape(finding.fix)}")
     Console().print(table)

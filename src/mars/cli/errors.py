@@ -41,9 +41,19 @@ def describe(error: BaseException) -> list[str] | None:
         return [error.cause] + ([f"fix: {error.fix}"] if error.fix else [])
     if isinstance(error, Exception) and type(error).__module__.startswith("mars."):
         return [str(error)]
-    if isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
-        extra = OPTIONAL[error.name]
-        return [f"{error.name} is not installed", f"fix: pip install 'mars-serving[{extra}]'"]
+    missing = _missing_module(error)
+    if missing in OPTIONAL:
+        fix = f"fix: pip install 'mars-serving[{OPTIONAL[missing]}]'"
+        return [f"{missing} is not installed", fix]
     if isinstance(error, OSError) and error.filename:
         return [f"{error.filename}: {error.strerror}"]
     return None
+
+
+def _missing_module(error: BaseException | None) -> str:
+    """The package whose absence is the root of an ImportError; "" where that is not it."""
+    while isinstance(error, ImportError):
+        if isinstance(error, ModuleNotFoundError):
+            return (error.name or "").partition(".")[0]
+        error = error.__cause__
+    return ""

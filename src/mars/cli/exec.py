@@ -14,7 +14,8 @@ from mars.cli.errors import CliError
 from mars.cli.settings import NO_SETTINGS, SettingsFlags
 from mars.tools.cgroup import ControlGroups
 from mars.tools.request import ToolLimits, ToolRequest, ToolResult
-from mars.tools.shim import EventPoster, run_in_foreground
+from mars.tools.shim import EventPoster, run_in_foreground, warn_on_stderr
+from mars.tools.slot_client import WAIT_S, SlotClient
 
 app = App(
     name="exec",
@@ -28,7 +29,9 @@ MARS_GATEWAY=http://127.0.0.1:8000 mars exec --session s1 -- cargo build
 ```
 
 With MARS_GATEWAY set, the gateway is told of the start and the end (with MARS_API_KEY where
-it asks for one); when it is away, the command runs all the same, with a warning.
+it asks for one). With MARS_TOOLS set to the socket of a tool server, the command waits there
+for a slot, MARS_TOOLS_WAIT_S seconds at most (60). When either is away, the command runs all
+the same, with a warning.
 
 Exit status: the command's; 128 + N when signal N ended it.
 """,
@@ -85,7 +88,7 @@ def run_tool(
     poster = EventPoster(os.environ.get("MARS_GATEWAY"), os.environ.get("MARS_API_KEY"))
     groups = ControlGroups()
     try:
-        result = run_in_foreground(request, poster, groups)
+        result = run_in_foreground(request, poster, groups, _slot())
     finally:
         groups.close()
     for notice in result.notices:
@@ -93,6 +96,17 @@ def run_tool(
     if report:
         print(_account(result), file=sys.stderr)
     sys.exit(result.exit_code if result.exit_code >= 0 else 128 - result.exit_code)
+
+
+def _slot() -> SlotClient | None:
+    path = os.environ.get("MARS_TOOLS")
+    if not path:
+        return None
+    wait = os.environ.get("MARS_TOOLS_WAIT_S", str(WAIT_S))
+    try:
+        return SlotClient(path, float(wait), warn_on_stderr)
+    except ValueError:
+        raise CliError(f"MARS_TOOLS_WAIT_S={wait!r} is not a number", "give seconds") from None
 
 
 def _account(result: ToolResult) -> str:
