@@ -40,21 +40,20 @@ class Log(list[Event]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiters: list[tuple[type[Event], str, asyncio.Future[None]]] = []
+        self._news = asyncio.Event()
 
     def append(self, event: Event) -> None:
         super().append(event)
-        for kind, tool_call_id, seen in self._waiters:
-            is_it = isinstance(event, kind) and event.tool_call_id == tool_call_id  # type: ignore[attr-defined]
-            if is_it and not seen.done():
-                seen.set_result(None)
+        self._news.set()
+
+    async def next(self) -> None:
+        """Until there is one more."""
+        self._news.clear()
+        await asyncio.wait_for(self._news.wait(), timeout=60)
 
     async def seen(self, kind: type[Event], tool_call_id: str) -> None:
-        if tool_call_id in of(kind, self):
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((kind, tool_call_id, future))
-        await asyncio.wait_for(future, timeout=60)
+        while tool_call_id not in of(kind, self):
+            await self.next()
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
@@ -27,6 +28,23 @@ QUEUE_DELAY_ALPHA = 0.2
 SAMPLE_INTERVAL_S = 1.0
 _MAX_SESSIONS = 8192
 _GIVEN_UP = -15
+
+
+class Lease:
+    """A slot held by one tool call."""
+
+    def __init__(self, call: ToolCall) -> None:
+        self.call = call
+        self.result: ToolResult | None = None
+
+    @property
+    def queued_s(self) -> float:
+        """How long the call waited for the slot."""
+        return _queued_s(self.call)
+
+    def finish(self, result: ToolResult) -> None:
+        """Say how the call ended; the slot is given back when the lease is left."""
+        self.result = result
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -154,22 +172,35 @@ class ToolPool:
             memory_bytes_free=memory_bytes_free(),
         )
 
-    async def _run(self, request: ToolRequest) -> ToolResult:
-        call = ToolCall(request.tool_call_id, request.session_id, request.tool_class, self._clock())
+    @contextlib.asynccontextmanager
+    async def lease(
+        self, session_id: str, tool_call_id: str, tool_name: str
+    ) -> AsyncIterator[Lease]:
+        """Hold a slot for a tool that runs elsewhere (in the agent, in another process).
+
+        Entering waits for the slot; leaving ends the call with what :meth:`Lease.finish`
+        was told, or as given up if it was told nothing.
+        """
+        call = ToolCall(tool_call_id, session_id, tool_name, self._clock())
         try:
             await self._wait_for_slot(call)
         except asyncio.CancelledError:
             self._finished(call, None)
             raise
-        result: ToolResult | None = None
+        held = Lease(call)
         try:
-            result = await self._runner.run(request)
-            result = msgspec.structs.replace(result, queued_s=_queued_s(call))
-            return result
+            yield held
         finally:
             self._num_running -= 1
-            self._finished(call, result)
+            self._finished(call, held.result)
             self._dispatch()
+
+    async def _run(self, request: ToolRequest) -> ToolResult:
+        names = (request.session_id, request.tool_call_id, request.tool_class)
+        async with self.lease(*names) as held:
+            result = await self._runner.run(request)
+            held.finish(result)
+        return msgspec.structs.replace(result, queued_s=held.queued_s)
 
     async def _wait_for_slot(self, call: ToolCall) -> None:
         session = self._session(call)

@@ -39,9 +39,15 @@ class ToolRunner:
 
     Args:
         groups: Control groups to use; ``None``: none. Found by itself by default.
+        cores: Cores that tools may run on; ``None``: all that this process may use.
     """
 
-    def __init__(self, groups: ControlGroups | Literal["auto"] | None = "auto") -> None:
+    def __init__(
+        self,
+        groups: ControlGroups | Literal["auto"] | None = "auto",
+        cores: frozenset[int] | None = None,
+    ) -> None:
+        self.cores = cores
         self.groups = ControlGroups() if isinstance(groups, str) else groups
         can_kill = self.groups is not None and "kill" in self.groups.controllers
         self.losses = self.groups.losses if self.groups else ("no control groups",)
@@ -65,6 +71,8 @@ class ToolRunner:
             if self.groups is not None and group is not None:
                 self.groups.retire(group)
             return not_started(request, error)
+        if self.cores is not None:
+            os.sched_setaffinity(process.pid, self.cores)
         is_grouped = group is not None and group.add(process.pid)
         call = _RunningCall(
             request,

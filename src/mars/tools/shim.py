@@ -32,6 +32,7 @@ from mars.tools.containment import Containment, GroupContainment, SearchContainm
 from mars.tools.members import MARK, adopt_orphans
 from mars.tools.process import MEMORY_CHECK_S, not_started
 from mars.tools.request import ToolRequest, ToolResult
+from mars.tools.slot_client import SlotClient
 
 POST_TIMEOUT_S = 2.0
 """Longest a command's start or end report may take (each; chosen)."""
@@ -55,7 +56,7 @@ class EventPoster:
         self._headers = {"Content-Type": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._warn = warn or _warn
+        self._warn = warn or warn_on_stderr
         self._has_failed = False
 
     def post(self, events: list[Event]) -> None:
@@ -90,12 +91,16 @@ class EventPoster:
         )
 
 
-def _warn(text: str) -> None:
+def warn_on_stderr(text: str) -> None:
+    """One line for whoever reads the command's output."""
     sys.stderr.write(f"mars: warning: {text}\n")
 
 
 def run_in_foreground(
-    request: ToolRequest, poster: EventPoster, groups: ControlGroups | None = None
+    request: ToolRequest,
+    poster: EventPoster,
+    groups: ControlGroups | None = None,
+    slot: SlotClient | None = None,
 ) -> ToolResult:
     """Run a command to its end with the caller's own stdin, stdout and stderr.
 
@@ -107,9 +112,24 @@ def run_in_foreground(
         request: The call; its ``stdin`` and ``limits.output_bytes`` have no meaning here.
         poster: Told of its start (while it runs) and of its end.
         groups: Control groups to use; ``None``: none.
+        slot: Waited for before it starts; its server then reports in place of ``poster``.
     """
-    mark = f"{os.getpid()}-{time.monotonic_ns()}"
     queued_at = time.monotonic()
+    names = (request.session_id, request.tool_call_id, request.tool_class)
+    if slot is None or not slot.acquire(*names):
+        return _run(request, poster, groups, queued_at)
+    result = ToolResult(exit_code=-signal.SIGKILL, duration_s=0.0)
+    try:
+        result = _run(request, EventPoster(None), groups, queued_at)
+    finally:
+        slot.release(result)
+    return result
+
+
+def _run(
+    request: ToolRequest, poster: EventPoster, groups: ControlGroups | None, queued_at: float
+) -> ToolResult:
+    mark = f"{os.getpid()}-{time.monotonic_ns()}"
     group = groups.create(f"tool-{mark}", request.limits) if groups else None
     if group is None or not group.gives("kill"):
         adopt_orphans()
