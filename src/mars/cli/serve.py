@@ -150,9 +150,9 @@ def _wired(config: MarsConfig, directory: Path, engine_port: int, *, is_stock: b
     """Engine and gateway on the same addresses, of which the user need not know."""
     replace = msgspec.structs.replace
     gateway = replace(config.gateway, engine_url=f"http://127.0.0.1:{engine_port}")
-    if is_stock:
-        return replace(config, gateway=gateway)
     given = config.engine
+    if is_stock:
+        return replace(config, gateway=gateway, engine=replace(given, policy="vLLM's own"))
     events = given.events_endpoint or f"ipc://{directory}/events"
     control = given.control_endpoint or f"ipc://{directory}/control"
     return replace(
