@@ -115,7 +115,7 @@ async def test_after_kill_9_the_log_is_whole_and_a_new_gateway_goes_on(
         log.write_bytes(log.read_bytes()[:-7])  # what a kill inside a write leaves
         assert len(list(read_records(log))) == len(first) - 1
         async with process(settings), aiohttp.ClientSession() as client:
-            assert (await chat(client, free_port, "s0"))[0] == 200
+            assert (await chat(client, free_port, "new"))[0] == 200
             await logged(log, "session_admitted", 6)
         assert [r.seq for r in read_records(log)][: len(first) - 1] == [r.seq for r in first][:-1]
     finally:

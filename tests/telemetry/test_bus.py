@@ -89,3 +89,12 @@ async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
 def test_an_empty_buffer_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Bus(capacity=0)
+
+
+def test_numbering_goes_on_from_an_earlier_life() -> None:
+    bus = Bus(capacity=10, last_seq=41)
+    reader = bus.reader(since=10)  # from before: those records are in the log, not here
+    assert bus.publish(Event(time=1.0), "gateway").seq == 42
+    got = reader.read()
+    assert [r.seq for r in got[1:]] == [42]
+    assert got[0].event == EventsDropped(time=1.0, count=31, source="bus")

@@ -176,3 +176,9 @@ def test_memory_is_bounded_by_what_is_to_be_kept() -> None:
     assert len(fold._last_life) == 10
     assert all(not view.turns and not view.spans for view in fold.ended.values())
     assert fold.counters.sessions_ended == {"idle": 1000}
+
+
+def test_sessions_that_nobody_ends_can_be_forgotten() -> None:
+    fold = fold_events([submitted(1.0), submitted(5.0, session_id="other")])
+    fold.forget(lambda view: view.phase_since < 2.0)
+    assert list(fold.sessions) == ["other"]

@@ -92,6 +92,18 @@ def test_an_unknown_kind_in_the_log_does_not_stop_the_reader(tmp_path: Path) -> 
     assert isinstance(next(read_events(path)), Event)
 
 
+def test_the_tail_begins_at_a_whole_line(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "events.jsonl")
+    sink.write(queued(i) for i in range(1, 101))
+    sink.close()
+    size = len(JsonlSink.lines([queued(100)]))
+    for tail_bytes in (size + 1, 2 * size, 10**6):
+        seqs = [r.seq for r in read_records(sink.path, tail_bytes=tail_bytes)]
+        assert seqs[-1] == 100
+        assert seqs == list(range(seqs[0], 101))
+    assert len(seqs) == 100
+
+
 FULL_DISK = """
 import resource, signal, sys
 from mars.core.events import Event

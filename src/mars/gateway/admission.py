@@ -133,6 +133,19 @@ class Admission:
         self._announce(place)
         return await self._wait(place, waiter, beat)
 
+    def knows(self, session_id: str) -> bool:
+        """Whether the session is active or held."""
+        return session_id in self.active.sessions or session_id in self._places
+
+    def restore(self, session: Session, held_since: float | None, num_tokens: int) -> None:
+        """Take over a session of an earlier gateway: active, or held and its client away."""
+        now = self._clock()
+        if held_since is None:
+            self.active.sessions[session.session_id] = session
+            return
+        held = HeldSession(session, held_since, num_tokens, deadline=now + PLACE_KEPT_S)
+        self._places[session.session_id] = Place(held, is_announced=True, away_since=now)
+
     def begin_turn(self, session: Session) -> None:
         """A request of an active session goes to the engine."""
         session.num_turns += 1

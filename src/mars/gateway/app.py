@@ -25,6 +25,7 @@ from mars.gateway.load import LoadBoard
 from mars.gateway.metrics import GatewayMetrics
 from mars.gateway.openai import ApiError
 from mars.gateway.proxy import Proxy, check_key, engine_client, engine_error
+from mars.gateway.restore import session_of
 from mars.gateway.samplers import HostSampler, TelemetryError, scrape
 from mars.gateway.state import state_of
 from mars.gateway.turns import Turns
@@ -33,6 +34,7 @@ from mars.telemetry.codec import CodecError, encode_json, from_map
 HOST_INTERVAL_S = 0.5
 SCRAPE_INTERVAL_S = 0.5
 """Both well below the age at which telemetry counts as stale (2 s by default)."""
+FORGET_INTERVAL_S = 60.0
 SSE_HEARTBEAT_S = 15.0
 MAX_EVENTS_BODY_BYTES = 8 * 2**20
 
@@ -77,6 +79,11 @@ class Gateway:
         self.proxy = Proxy(self.config, self.turns, self.metrics.answered)
         self.hub.listeners += [self.board.apply, self.turns.apply, self.metrics.apply]
         self.stopping = asyncio.Event()
+        for view in self.hub.fold.sessions.values():
+            if view.admitted_at is not None or view.held_since is not None:
+                num_tokens = view.first_prompt_tokens
+                session = session_of(view, clock())
+                self.admission.restore(session, view.held_since, num_tokens)
         self._host = HostSampler(self._tools)
         self._alarms: list[str] = []
 
@@ -100,6 +107,7 @@ class Gateway:
         tasks = [
             asyncio.create_task(self._every(self.config.control_interval_s, self._tick)),
             asyncio.create_task(self._every(HOST_INTERVAL_S, self._sample_host)),
+            asyncio.create_task(self._every(FORGET_INTERVAL_S, self._forget_strangers)),
             asyncio.create_task(self._learn_model_name()),
         ]
         if not self.hub.has_engine_events:
@@ -133,6 +141,13 @@ class Gateway:
         if self._alarms and not alarms:
             _log.info("telemetry is back")
         self._alarms = alarms
+
+    def _forget_strangers(self) -> None:
+        """Sessions known from engine or tools only have nobody who ends them."""
+        known, limit = self.admission, self.clock() - self.config.idle_session_s
+        self.hub.fold.forget(
+            lambda view: view.phase_since < limit and not known.knows(view.session_id)
+        )
 
     def _sample_host(self) -> None:
         now = self.clock()

@@ -16,6 +16,7 @@ import structlog
 
 from mars.config import TelemetryConfig
 from mars.core import events as ev
+from mars.gateway.restore import recall
 from mars.telemetry import Bus, Fold, JsonlSink, Record
 from mars.telemetry.parquet import write_parquet
 from mars.telemetry.zmq_stream import ControlSender, EventSubscriber
@@ -39,8 +40,9 @@ class Hub:
     """
 
     def __init__(self, config: TelemetryConfig, clock: Callable[[], float] = time.monotonic):
-        self.bus = Bus(config.queue_events)
         self.fold = Fold(keep_history=False, keep_ended=KEEP_ENDED, keep_samples=KEEP_SAMPLES)
+        past = recall(Path(config.events_path), self.fold) if config.events_path else None
+        self.bus = Bus(config.queue_events, last_seq=past.last_seq if past else 0)
         self.listeners: list[Listener] = []
         self._config = config
         self._clock = clock

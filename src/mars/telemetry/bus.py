@@ -24,14 +24,15 @@ class Bus:
 
     Args:
         capacity: records kept, at least 1.
+        last_seq: number of the last record of an earlier life; numbering goes on.
     """
 
-    def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
+    def __init__(self, capacity: int = DEFAULT_CAPACITY, *, last_seq: int = 0) -> None:
         if capacity < 1:
             raise ValueError(f"telemetry buffer must keep at least 1 record, not {capacity}")
         self._capacity = capacity
         self._ring: list[Record | None] = [None] * capacity
-        self._next_seq = 1
+        self._born_at = self._next_seq = last_seq + 1
         self._lock = threading.Lock()
         self._waiting: list[Callable[[], None]] = []
         self.num_dropped = 0
@@ -45,7 +46,7 @@ class Bus:
     @property
     def first_seq(self) -> int:
         """Number of the oldest record still kept."""
-        return max(1, self._next_seq - self._capacity)
+        return max(self._born_at, self._next_seq - self._capacity)
 
     def publish(self, event: Event, source: str) -> Record:
         """Append one event; returns it with its number."""
@@ -83,7 +84,7 @@ class Bus:
     def copy(self, after: int, limit: int) -> tuple[int, list[Record]]:
         """How many records after ``after`` are lost, and up to ``limit`` that follow."""
         with self._lock:
-            first = max(1, self._next_seq - self._capacity)
+            first = max(self._born_at, self._next_seq - self._capacity)
             start = max(after + 1, first)
             stop = min(self._next_seq, start + limit)
             found = [self._ring[seq % self._capacity] for seq in range(start, stop)]

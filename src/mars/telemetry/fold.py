@@ -89,6 +89,11 @@ class Fold:
         if step is not None:
             step(self, event)
 
+    def forget(self, is_over: Callable[[SessionView], bool]) -> None:
+        """Drop live sessions that nobody will end: those that ``is_over`` says so of."""
+        for session_id in [view.session_id for view in self.sessions.values() if is_over(view)]:
+            del self.sessions[session_id]
+
     @property
     def num_held(self) -> int:
         """Sessions held outside the engine."""
@@ -129,6 +134,7 @@ class Fold:
         view = self._view(event)
         view.generation = max(view.generation, event.generation)
         view.tenant, view.parent = event.tenant, event.parent
+        view.first_prompt_tokens = event.num_prompt_tokens
         self.counters.sessions_arrived += 1
 
     def _held(self, event: ev.SessionHeld) -> None:

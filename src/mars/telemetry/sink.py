@@ -83,15 +83,26 @@ class JsonlSink:
             self._fd = -1
 
 
-def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
+def read_records(
+    path: str | os.PathLike[str], *, tail_bytes: int | None = None
+) -> Iterator[Record]:
     """Records of a log in file order; a torn last line is left out.
+
+    Args:
+        path: the log.
+        tail_bytes: begin so far before the end, at the next whole line (line numbers in
+            errors then count from there).
 
     Raises:
         LogError: no header, another schema, or a malformed line before the last.
     """
     with Path(path).open("rb") as file:
+        is_whole = tail_bytes is None or os.fstat(file.fileno()).st_size <= tail_bytes
+        if not is_whole:
+            file.seek(-(tail_bytes or 0), os.SEEK_END)
+            file.readline()
         for number, line in enumerate(file, start=1):
-            if number == 1 or line.startswith(_HEADER_PREFIX):
+            if (is_whole and number == 1) or line.startswith(_HEADER_PREFIX):
                 if line.endswith(b"\n"):
                     _check_header(line, path, number)
                 continue

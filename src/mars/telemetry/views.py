@@ -93,6 +93,7 @@ class SessionView:
     ended_at: float | None = None
     end_reason: str | None = None
     num_turns: int = 0
+    first_prompt_tokens: int = 0
     context_tokens: int = 0
     level: int | None = None
     retained_blocks: int = 0
