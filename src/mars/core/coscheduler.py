@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mars.core import events
+from mars.core.levels import LevelWatch
 from mars.core.model import Activity, Load, Session, SessionState, ToolCall, Turn
 from mars.core.policy import Rank, SchedulingPolicy
 
@@ -74,6 +75,7 @@ class CoScheduler:
         self.shrunk_chunks = 0
         self.prefix_queries_tokens = 0
         self.prefix_hits_tokens = 0
+        self._levels = LevelWatch(policy.level, emit) if policy.has_levels else None
         self._last_step_at: float | None = None
         self._next_sweep_at = 0.0
 
@@ -150,6 +152,8 @@ class CoScheduler:
                 projected_kv_blocks=self.blocks_of(num_prompt_tokens + max_output_tokens),
             )
         )
+        if self._levels is not None:
+            self._levels.look(turn, "arrival", now)
         return turn
 
     def started(self, turn: Turn, num_cached_tokens: int, reusable_tokens: int, now: float) -> None:
@@ -161,13 +165,27 @@ class CoScheduler:
         """
         if turn.num_preemptions:
             reusable_tokens = turn.num_lost_tokens
+        levels = self._levels
+        if levels is not None:
+            levels.look(turn, "ageing", now)
         turn.is_running = True
         turn.num_cached_tokens = turn.num_computed_tokens = num_cached_tokens
+        if levels is not None:
+            levels.look(turn, "resumed" if turn.num_preemptions else "cache", now)
         whole = reusable_tokens // self.block_size * self.block_size
         lost = max(0, whole - num_cached_tokens)
         turn.num_recomputed_tokens += lost
         self.recomputed_tokens += lost
         if turn.first_scheduled_at is not None:
+            self.emit(
+                events.TurnResumed(
+                    time=now,
+                    session_id=turn.session.session_id,
+                    request_id=turn.request_id,
+                    num_cached_tokens=num_cached_tokens,
+                    num_recomputed_tokens=lost,
+                )
+            )
             return
         turn.first_scheduled_at = now
         self.prefix_queries_tokens += turn.num_prompt_tokens
@@ -187,8 +205,13 @@ class CoScheduler:
         """The step planned at ``now`` computes these many tokens of these turns."""
         step_s = 0.0 if self._last_step_at is None else now - self._last_step_at
         self._last_step_at = now
+        levels = self._levels
         for turn, num_tokens in served:
             session = turn.session
+            # Decoding at the first level is by far the most frequent, and stays there.
+            may_move = levels is not None and (turn.level > 0 or turn.is_prefill)
+            if levels is not None and may_move:
+                levels.look(turn, "ageing", now)
             # A turn not served in the step before has not used the time since.
             if turn.last_service_time is not None and now - turn.last_service_time <= step_s:
                 session.attained_service_s += now - turn.last_service_time
@@ -197,6 +220,8 @@ class CoScheduler:
             session.num_computed_tokens += num_tokens
             self.computed_tokens += num_tokens
             turn.last_service_time = session.last_service_time = now
+            if levels is not None and may_move:
+                levels.look_served(turn, now)
 
     def first_token(self, turn: Turn, now: float) -> None:
         """The turn's first output token was sampled."""
@@ -220,6 +245,8 @@ class CoScheduler:
         turn.num_cached_tokens = turn.num_computed_tokens = 0
         self.preemptions += 1
         self.policy.on_preempt(turn, now)
+        if self._levels is not None:
+            self._levels.look(turn, "preempted", now)
         self.emit(
             events.TurnPreempted(
                 time=now,

@@ -146,6 +146,16 @@ class TurnPreempted(SessionEvent):
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class TurnResumed(SessionEvent):
+    """A preempted turn runs again; the recomputed tokens are those not found in the cache."""
+
+    kind: ClassVar[str] = "turn_resumed"
+    request_id: str
+    num_cached_tokens: int
+    num_recomputed_tokens: int
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class ChunkShrunk(SessionEvent):
     """A prefill chunk was cut to what memory had, instead of preempting."""
 
@@ -157,7 +167,13 @@ class ChunkShrunk(SessionEvent):
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class LevelChanged(SessionEvent):
-    """The session moved between levels; ``reason``: quantum, ageing or decode."""
+    """The session moved between levels (0 is served first).
+
+    ``reason``: arrival (a turn came, with so much to prefill), cache (more or less of it
+    was cached than believed), ageing (lifted by waiting; told when it is served at last),
+    quantum (used up its share of a step, or its waiting counts no more), progress (less is
+    left to prefill), decode (prefill done), preempted or resumed.
+    """
 
     kind: ClassVar[str] = "level_changed"
     level_from: int

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from mars.core.events import Event, LevelChanged
+from mars.core.model import Turn
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,3 +56,48 @@ class Levels:
     def quantum(self, level: int) -> int:
         """Most prefill tokens in one step at this level."""
         return self.quanta_tokens[max(0, min(level, self.last))]
+
+
+class LevelWatch:
+    """Tells when a turn's level is not the one last told.
+
+    Waiting turns are looked at when they are served, not at each step: ageing is told when
+    it took effect, and waiting costs nothing.
+
+    Args:
+        level: present level of a turn (``SchedulingPolicy.level``).
+        emit: receives :class:`LevelChanged`.
+    """
+
+    def __init__(self, level: Callable[[Turn, float], int], emit: Callable[[Event], None]) -> None:
+        self._level = level
+        self._emit = emit
+
+    def look(self, turn: Turn, reason: str, now: float) -> None:
+        """Tell a change since the last look, with this reason."""
+        level = self._level(turn, now)
+        if level != turn.level:
+            self._tell(turn, level, reason, now)
+
+    def look_served(self, turn: Turn, now: float) -> None:
+        """Tell a change that a served chunk made."""
+        level = self._level(turn, now)
+        if level == turn.level:
+            return
+        if level > turn.level:
+            reason = "quantum"
+        else:
+            reason = "decode" if turn.num_computed_tokens >= turn.num_tokens else "progress"
+        self._tell(turn, level, reason, now)
+
+    def _tell(self, turn: Turn, level: int, reason: str, now: float) -> None:
+        before, turn.level = turn.level, level
+        self._emit(
+            LevelChanged(
+                time=now,
+                session_id=turn.session.session_id,
+                level_from=before,
+                level_to=level,
+                reason=reason,
+            )
+        )

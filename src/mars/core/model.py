@@ -99,6 +99,8 @@ class Turn:
     num_recomputed_tokens: int = 0
     priority: int = 0
     """What the client stamped on the request; lower is sooner, as in vLLM."""
+    level: int = 0
+    """Last level told, of a policy that has levels."""
     is_running: bool = False
     is_last_turn: bool | None = None
     first_scheduled_at: float | None = None

@@ -34,6 +34,12 @@ class SchedulingPolicy(Protocol):
     """A prefill starts only if it and the unfinished ones fit in memory together."""
     keeps_engine_order: bool
     """The engine's own queue, order and eviction stay untouched (the FCFS reference)."""
+    has_levels: bool
+    """Turns have a ``level``, whose changes are told."""
+
+    def level(self, turn: Turn, now: float) -> int:
+        """Present level of a turn, 0 first; asked only of a policy that has levels."""
+        ...
 
     def rank(self, turn: Turn, now: float) -> Rank:
         """Service order; the last is preempted first. Total, stable within a step."""
@@ -165,9 +171,13 @@ class BasePolicy:
     shrinks_chunks: bool = False
     bounds_partial_prefills: bool = False
     keeps_engine_order: bool = False
+    has_levels: bool = False
 
     def __init__(self, *, cost: PrefillCost | None = None) -> None:
         self.cost: PrefillCost = cost or FlatCost()
+
+    def level(self, turn: Turn, now: float) -> int:
+        return 0
 
     def rank(self, turn: Turn, now: float) -> Rank:
         return (turn.arrival_time,)

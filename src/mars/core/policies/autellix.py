@@ -36,12 +36,14 @@ class Autellix(BasePolicy):
     Ignores: tool time, memory, what is cached.
     """
 
+    has_levels = True
+
     def __init__(self, *, cost: PrefillCost | None = None, beta: float = 2.0) -> None:
         super().__init__(cost=cost)
         self.beta = beta
         self.levels = Levels()
 
-    def rank(self, turn: Turn, now: float) -> Rank:
+    def level(self, turn: Turn, now: float) -> int:
         session = turn.session
         queue = self.levels.of(session.num_computed_tokens)
         if queue and not turn.is_running:
@@ -50,7 +52,10 @@ class Autellix(BasePolicy):
             waited_s = earlier_s + _waiting_s(turn, now)
             if waited_s >= self.beta * session.attained_service_s:
                 queue = 0
-        return (float(queue), turn.arrival_time)
+        return queue
+
+    def rank(self, turn: Turn, now: float) -> Rank:
+        return (float(self.level(turn, now)), turn.arrival_time)
 
     def on_submit(self, turn: Turn, now: float) -> None:
         if turn.session.policy_state is None:

@@ -33,6 +33,7 @@ class MarsPaper(BasePolicy):
     """
 
     shrinks_chunks = True
+    has_levels = True
 
     def __init__(
         self,
@@ -46,7 +47,12 @@ class MarsPaper(BasePolicy):
         self.retains = retains
 
     def level(self, turn: Turn, now: float) -> int:
-        """Effective level of a turn (0 first)."""
+        """Effective level of a turn (0 first); preempted turns wait at the first."""
+        if turn.num_preemptions and not turn.is_running:
+            return 0
+        return self._effective(turn, now)
+
+    def _effective(self, turn: Turn, now: float) -> int:
         since = turn.last_service_time
         waited_s = now - (turn.arrival_time if since is None else since)
         return self.levels.effective(_feedback(turn.session), turn.num_uncached_tokens, waited_s)
@@ -63,7 +69,7 @@ class MarsPaper(BasePolicy):
     def prefill_quantum(self, turn: Turn, now: float) -> int | None:
         if not turn.is_prefill:
             return None
-        return self.levels.quantum(self.level(turn, now))
+        return self.levels.quantum(self._effective(turn, now))
 
     def on_service(self, turn: Turn, num_tokens: int, now: float) -> None:
         session = turn.session
