@@ -122,6 +122,55 @@ async def test_after_kill_9_the_log_is_whole_and_a_new_gateway_goes_on(
         publisher.close()
 
 
+async def test_a_restarted_gateway_knows_its_sessions_and_their_places(
+    engine: tuple[FakeEngine, str], free_port: int, tmp_path: Path
+) -> None:
+    log = tmp_path / "events.jsonl"
+    settings = config(free_port, engine[1], events_path=str(log))
+    async with aiohttp.ClientSession() as client:
+        async with process(settings) as gateway:
+            await chat(client, free_port, "active")
+            waiting = [asyncio.create_task(chat(client, free_port, "first"))]
+            await held(client, free_port, 1)
+            waiting.append(asyncio.create_task(chat(client, free_port, "second")))
+            await held(client, free_port, 2)
+            await logged(log, "session_held", 2)
+            gateway.kill()
+            lost = await asyncio.gather(*waiting, return_exceptions=True)
+            assert all(isinstance(error, aiohttp.ClientError) for error in lost)
+        last_seq = list(read_records(log))[-1].seq
+        async with process(settings):
+            state = await state_of(client, free_port)
+            assert [s["session_id"] for s in state["active"]] == ["active"]
+            assert [(s["session_id"], s["is_away"]) for s in state["held"]] == [
+                ("first", True),
+                ("second", True),
+            ]
+            assert state["last_seq"] >= last_seq
+            assert (await chat(client, free_port, "active"))[0] == 200  # not held again
+            second = asyncio.create_task(chat(client, free_port, "second"))
+            first = asyncio.create_task(chat(client, free_port, "first"))
+            while any(s["is_away"] for s in (await state_of(client, free_port))["held"]):
+                await asyncio.sleep(0.02)
+            await end(client, free_port, "active")
+            assert (await first)[0] == 200  # though its retry came later
+            await end(client, free_port, "first")
+            assert (await second)[0] == 200
+    seqs = [r.seq for r in read_records(log)]
+    assert seqs == list(range(1, len(seqs) + 1))
+
+
+async def state_of(client: aiohttp.ClientSession, port: int) -> Any:
+    async with client.get(f"http://127.0.0.1:{port}/mars/v1/state") as response:
+        return await response.json()
+
+
+async def end(client: aiohttp.ClientSession, port: int, session_id: str) -> None:
+    url = f"http://127.0.0.1:{port}/mars/v1/sessions/{session_id}/end"
+    async with client.post(url) as response:
+        assert response.status == 200
+
+
 async def logged(log: Path, kind: str, count: int, publisher: EventPublisher | None = None) -> None:
     """Return when so many events of a kind are in the log."""
     event = ToolQueued(time=1.0, session_id="s", tool_call_id="c", tool_name="bash")

@@ -93,8 +93,8 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     hold_budget_s: Seconds = 280.0
     """Longest a request of a held session stays open before its client is asked to come
-    back; its place in the queue is kept. Below the shortest read timeout, 300 s, of the
-    known agents that show theirs."""
+    back; its place in the queue is kept. For clients that no heartbeat keeps waiting
+    (Anthropic's API); below the shortest read timeout, 300 s, of the known agents."""
 
     keepalive_s: Seconds = 5.0
     """Between two heartbeats on the open stream of a held session."""
