@@ -129,6 +129,11 @@ class Engine:
         if message["op"] == "session_end":
             self.co.end_session(message["session_id"])
 
+    def num_computed_tokens(self, session_id: str) -> int:
+        """Tokens computed for a session so far, repeats included."""
+        session = self.co.sessions.get(session_id)
+        return session.num_computed_tokens if session is not None else 0
+
     @property
     def num_held_blocks(self) -> int:
         """Blocks referenced for tool-blocked sessions only."""

@@ -27,6 +27,7 @@ class Running:
     """A tool in a slot; ``left_s`` counts seconds at full speed."""
 
     call: ToolCall
+    started_at: float
     demand_cores: float
     left_s: float
     done: Callable[[ToolCall], None]
@@ -166,7 +167,7 @@ class Host:
         self.settle()
         duration_s = max(waiting.duration_s, call.cpu_seconds / self.num_cores)
         demand = call.cpu_seconds / duration_s if duration_s > 0.0 else 0.0
-        running = Running(call, demand, duration_s, waiting.done)
+        running = Running(call, now, demand, duration_s, waiting.done)
         was_full = self._demand_cores > self.num_cores
         self._running[call.tool_call_id] = running
         self._share(was_full, started=running)
@@ -187,7 +188,7 @@ class Host:
                 session_id=call.session_id,
                 tool_call_id=call.tool_call_id,
                 tool_name=call.tool_name,
-                duration_s=now - (call.started_at or now),
+                duration_s=now - running.started_at,
                 cpu_seconds=call.cpu_seconds,
                 peak_bytes=call.peak_bytes,
                 exit_code=0,

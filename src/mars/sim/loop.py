@@ -57,6 +57,10 @@ class EngineModel(Protocol):
         """A message of the control plane, as over the wire."""
         ...
 
+    def num_computed_tokens(self, session_id: str) -> int:
+        """Tokens computed for a session so far, repeats included."""
+        ...
+
     def load(self, now: float) -> Load:
         """The engine's side of a load sample."""
         ...
@@ -179,4 +183,6 @@ class Driver:
                 f"the engine served nothing from {since:.3f} s to {now:.3f} s of virtual time "
                 "although turns wait; the policy closes the gate for good"
             )
-        return min(max(self.events.next_time, now), now + POLL_S)
+        # Ever longer looks, within 1% of the wait: hours of nothing cost a thousand looks.
+        step_s = max(POLL_S, 0.01 * (now - since))
+        return min(max(self.events.next_time, now), now + step_s)

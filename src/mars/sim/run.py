@@ -202,14 +202,25 @@ class _Run:
         self.host.settle()
         records = list(self.recorder.sessions.values())
         return Result(
-            config=dataclasses.asdict(self.config),
+            config=self._config(),
             summary=summarise(records, self._totals(records)),
             sessions=records,
         )
 
+    def _config(self) -> dict[str, Any]:
+        """The config with the machine's values in place of what was left to it."""
+        shape = self.machine.shape
+        return dataclasses.asdict(self.config) | {
+            "tool_slots": self.host.num_slots,
+            "kv_tokens": self.config.kv_tokens or shape.num_blocks * shape.block_size,
+            "max_num_seqs": shape.max_num_seqs,
+            "max_num_batched_tokens": shape.max_num_batched_tokens,
+        }
+
     def _ended(self, session_id: str, error: str | None) -> None:
         record = self.recorder.sessions[session_id]
         now = self._last_end = self.events.now
+        record.computed_tokens = self.engine.num_computed_tokens(session_id)
         if error is not None:
             record.error = error
             return

@@ -65,6 +65,11 @@ class VirtualTimeScheduler(MarsScheduler):
         """The sample that its policy would see."""
         return self._current_load(now)
 
+    def num_computed_tokens(self, session_id: str) -> int:
+        """Tokens computed for a session so far."""
+        session = self._co.sessions.get(session_id)
+        return session.num_computed_tokens if session is not None else 0
+
 
 class VirtualEngine:
     """Drives ``Scheduler``, ``AsyncScheduler`` or ``MarsScheduler`` step by step.
@@ -114,7 +119,7 @@ class VirtualEngine:
         request = Request(
             request_id=request_id,
             prompt_token_ids=[_TOKEN] * num_prompt,
-            sampling_params=SamplingParams(max_tokens=reply[2], ignore_eos=True, output_kind=None),
+            sampling_params=SamplingParams(max_tokens=reply[2], ignore_eos=True),
             pooling_params=None,
             arrival_time=now,
             block_hasher=ContentHasher((*prompt, reply), self.shape.block_size),
@@ -164,6 +169,13 @@ class VirtualEngine:
     def control(self, message: dict[str, Any]) -> None:
         """A message of the control plane, read at the next step."""
         self._link.messages.append(message)
+
+    def num_computed_tokens(self, session_id: str) -> int:
+        """Tokens computed for a session so far; stock vLLM does not count them."""
+        scheduler = self.scheduler
+        if isinstance(scheduler, VirtualTimeScheduler):
+            return scheduler.num_computed_tokens(session_id)
+        return 0
 
     def load(self, now: float) -> Load:
         """The engine's side of a load sample."""
