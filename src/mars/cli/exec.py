@@ -26,6 +26,7 @@ mars exec -- pytest -q
 mars exec --timeout-s 60 --memory-mb 512 -- bash -c 'make -j4'
 mars exec --report -- ./build.sh        # says what it used, on standard error
 MARS_GATEWAY=http://127.0.0.1:8000 mars exec --session s1 -- cargo build
+mars exec --session s1 --mcp -- npx some-mcp-server    # as the command in an MCP client
 ```
 
 With MARS_GATEWAY set, the gateway is told of the start and the end (with MARS_API_KEY where
@@ -46,6 +47,7 @@ def run_tool(
     timeout_s: float | None = None,
     memory_mb: int | None = None,
     keep_background: Annotated[bool, Parameter(negative=())] = False,
+    mcp: Annotated[bool, Parameter(negative=())] = False,
     report: Annotated[bool, Parameter(negative=())] = False,
     settings: SettingsFlags = NO_SETTINGS,
 ) -> None:
@@ -65,11 +67,18 @@ def run_tool(
         End it when it uses more memory [tools.memory_bytes].
     keep_background
         Leave what it started in the background alive when it ends.
+    mcp
+        The command is an MCP server on stdio: pass its messages, and treat each of its
+        tool calls, instead of the whole, as a tool call.
     report
         Say at the end what it used.
     """
     if not command:
         raise CliError("there is no command", "write it after --, as in: mars exec -- pytest -q")
+    session_id = session or os.environ.get("MARS_SESSION") or f"exec-{uuid.uuid4().hex[:12]}"
+    poster = EventPoster(os.environ.get("MARS_GATEWAY"), os.environ.get("MARS_API_KEY"))
+    if mcp:
+        sys.exit(_run_mcp(command, session_id, poster))
     config = settings.read(
         {
             "tools.timeout_s": timeout_s,
@@ -77,7 +86,7 @@ def run_tool(
         }
     ).tools
     request = ToolRequest(
-        session_id=session or os.environ.get("MARS_SESSION") or f"exec-{uuid.uuid4().hex[:12]}",
+        session_id=session_id,
         tool_call_id=uuid.uuid4().hex,
         tool_name=tool,
         argv=command,
@@ -85,7 +94,6 @@ def run_tool(
         keeps_background=keep_background,
         limits=ToolLimits(memory_bytes=config.memory_bytes),
     )
-    poster = EventPoster(os.environ.get("MARS_GATEWAY"), os.environ.get("MARS_API_KEY"))
     groups = ControlGroups()
     try:
         result = run_in_foreground(request, poster, groups, _slot())
@@ -96,6 +104,18 @@ def run_tool(
     if report:
         print(_account(result), file=sys.stderr)
     sys.exit(result.exit_code if result.exit_code >= 0 else 128 - result.exit_code)
+
+
+def _run_mcp(command: tuple[str, ...], session_id: str, poster: EventPoster) -> int:
+    from mars.tools.mcp_proxy import run_proxy
+
+    try:
+        code = run_proxy(command, session_id, poster, _slot)
+    except OSError as error:
+        raise CliError(
+            f"cannot start the MCP server {command[0]!r}: {error.strerror}", "check the command"
+        ) from None
+    return code if code >= 0 else 128 - code
 
 
 def _slot() -> SlotClient | None:
