@@ -306,7 +306,7 @@ class Engine:
         return BlockPool(self.shape.num_usable_blocks)
 
     def _before_step(self, now: float) -> None:
-        pass
+        self.co.expired(self._load, now)  # nothing is ever held: forgets idle sessions
 
     def _after_step(self, work: list[Work], now: float) -> None:
         for request, num_tokens, _ in work:

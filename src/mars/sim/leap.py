@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from mars.core.model import Turn
 from mars.sim.content import Node, Span
 from mars.sim.request import Request
 
@@ -60,7 +61,10 @@ def policy_stretch(
     The last step before an event is left to the engine, which puts the turns in order again.
     """
     num_steps = num_decodes(engine.running, len(engine.in_flight)) - len(engine.in_flight)
-    if num_steps <= 1 or not _may_stretch(engine):
+    if num_steps <= 1 or engine.has_news or not _is_whole_batch(engine):
+        return now, end
+    gated = _gated(engine)
+    if gated is None:
         return now, end
     is_async, batch, size = engine.shape.is_async, len(engine.running), engine.shape.block_size
     fixed_s, slope_s = engine.cost.decode_line(batch)
@@ -73,10 +77,13 @@ def policy_stretch(
     while step < num_steps:
         step_s = fixed_s + kv_tokens * slope_s
         later, later_end = (end, end + step_s) if is_async else (now + step_s, now + step_s)
-        if later >= until or not engine.may_decode(due[step % size], now):
+        if later >= until or not engine.may_decode(due[step % size], gated, now):
             break
-        for turn, _ in served:
-            turn.num_output_tokens += step > 0
+        if step == 0:
+            engine.tell_progress()
+        else:
+            for turn, _ in served:
+                turn.num_output_tokens += 1
         engine.co.served(served, now)
         now, end = later, later_end
         kv_tokens += batch
@@ -166,21 +173,25 @@ def _is_too_long(engine: Engine, request: Request) -> bool:
     return engine.num_needed(request, hits, num_hit) > engine.pool.num_free
 
 
-def _may_stretch(engine: PolicyEngine) -> bool:
-    """Whether no waiting turn can start, whatever their order will be."""
-    if engine.has_news or not _is_whole_batch(engine):
-        return False
-    engine.tell_progress()
+def _gated(engine: PolicyEngine) -> list[Turn] | None:
+    """Waiting turns that only the policy's gate keeps out, to be asked at every step.
+
+    None when some waiting turn could start: then every step needs their order.
+    """
     if not engine.waiting:
-        return True
+        return []
     if engine.may_hold:
-        return False  # whether held KV is reclaimed for a waiting turn depends on every step
-    may_start, free = engine.co.may_start, engine.pool.num_free
-    turns = [request.turn for request in engine.running]
-    return all(
-        not may_start(request.turn, turns, free) or _is_too_long(engine, request)
-        for request in engine.waiting
-    )
+        return None  # whether held KV is reclaimed for a waiting turn depends on every step
+    turns, free = [request.turn for request in engine.running], engine.pool.num_free
+    gated: list[Turn] = []
+    for request in engine.waiting:
+        if _is_too_long(engine, request):
+            continue
+        if engine.co.may_start(request.turn, turns, free):
+            return None
+        if engine.policy_gate is not None:
+            gated.append(request.turn)
+    return gated
 
 
 def _num_kv_tokens(engine: Engine) -> int:

@@ -33,6 +33,11 @@ class PolicyEngine(Engine):
         policy = self.co.policy
         self.may_hold = type(policy).holds_kv is not BasePolicy.holds_kv
         """Whether the policy can hold KV at all."""
+        is_gated = type(policy).may_start is not BasePolicy.may_start
+        self.policy_gate = policy.may_start if is_gated else None
+        """The policy's own say on who may start, if it has one."""
+        self._hears_steps = type(policy).on_step is not BasePolicy.on_step
+        self._begun: tuple[float, list[tuple[str, str]]] | None = None
 
     def submit(self, *arguments: Any, **options: Any) -> None:
         super().submit(*arguments, **options)
@@ -67,24 +72,37 @@ class PolicyEngine(Engine):
             turn.num_computed_tokens = request.num_computed
             turn.num_output_tokens = request.num_tokens - request.num_prompt
 
-    def may_decode(self, crossing: list[Request], now: float) -> bool:
-        """Give the turns that begin a block theirs; False if the step needs more than that."""
+    def may_decode(self, crossing: list[Request], gated: list[Turn], now: float) -> bool:
+        """Give the turns that begin a block theirs; False if the step needs more than that.
+
+        ``gated``: waiting turns that may start as soon as the policy lets them.
+        """
         num_blocks = len(crossing)
         if num_blocks > self.pool.num_free:
             return False
         self._now = now
-        if self.co.held or self.pool.must_evict(num_blocks):
+        if self.co.held or self._hears_steps or self.pool.must_evict(num_blocks):
             self._load = self.load(now)
-        if self.co.expired(self._load, now):
+        if self._begin(now):
             return False
+        if gated and self.policy_gate is not None and any(map(self.policy_gate, gated)):
+            return False
+        self._begun = None
         for request in crossing:
             self.pool.take(request.table, 1)
         return True
 
+    def _begin(self, now: float) -> list[tuple[str, str]]:
+        """What expired by this step; asked once, also when a stretch ends in front of it."""
+        if self._begun is None or self._begun[0] != now:
+            self._begun = (now, self.co.expired(self._load, now))
+        return self._begun[1]
+
     # --- order -------------------------------------------------------------------------------
     def _before_step(self, now: float) -> None:
-        for session_id, reason in self.co.expired(self._load, now):
+        for session_id, reason in self._begin(now):
             self._release(session_id, reason)
+        self._begun = None
         self._num_granted = 0
         rank_key = self.co.rank_key
         self.tell_progress()
@@ -123,7 +141,7 @@ class PolicyEngine(Engine):
 
     def _may_start(self, request: Request) -> bool:
         free = self.pool.num_free
-        if self._refused is not None:
+        if self._refused is not None and self.running:
             if self._refused[0] == request.request_id and free <= self._refused[1]:
                 return False
             self._refused = None
