@@ -12,8 +12,11 @@ from rich.table import Table
 from mars.bench.compare import Run, rows
 from mars.bench.result import Result, write_result
 from mars.cli.errors import CliError
+from mars.core.events import Event
 from mars.profiles import ProfileError
 from mars.sim.run import Machine, SimConfig, simulate
+from mars.telemetry.codec import Record
+from mars.telemetry.sink import JsonlSink
 from mars.traces.io import read_trace
 
 app = App(
@@ -46,6 +49,7 @@ def sim(
     kv_tokens: int | None = None,
     seed: int = 0,
     json: Path | None = None,
+    events: Path | None = None,
 ) -> None:
     """Run a trace through the engine, host and control-plane models in virtual time.
 
@@ -71,6 +75,8 @@ def sim(
         Goes into the result, for whoever made the trace with it.
     json
         Write the whole result (`mars.result/1`) to this file.
+    events
+        Write every event to this file, for `mars explain`.
     """
     for flag, value in {
         "--cpus": cpus,
@@ -95,10 +101,20 @@ def sim(
         raise CliError(f"--machine: {error}") from error
     except ValueError as error:
         raise CliError(str(error), "raise --kv-tokens") from error
-    result = simulate(read_trace(trace), config)
+    seen: list[Event] = []
+    result = simulate(read_trace(trace), config, sink=seen.append if events else None)
+    if events is not None:
+        _write_events(events, seen)
     if json is not None:
         write_result(json, result)
     _print(f"{policy} / {admission}", result)
+
+
+def _write_events(path: Path, seen: list[Event]) -> None:
+    path.unlink(missing_ok=True)
+    sink = JsonlSink(path)
+    sink.write(Record(seq, "sim", event) for seq, event in enumerate(seen, start=1))
+    sink.close()
 
 
 def _print(label: str, result: Result) -> None:
