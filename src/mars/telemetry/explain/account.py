@@ -73,11 +73,10 @@ class Life:
         # Releases and evictions may follow the end of a life, but not the next one's begin.
         until = _next_life(log, view)
         self.events = [e for e in log.events_of[view.session_id] if self.start <= e.time < until]
-        mine = {e.request_id for e in self.events if isinstance(e, ev.TurnSubmitted)}
         self.turns: list[TurnFacts] = [
             turn
             for turn in log.turns
-            if turn.session_id == view.session_id and turn.request_id in mine
+            if turn.session_id == view.session_id and self.start <= turn.submitted_at < until
         ]
         self.tools: list[ToolFacts] = [
             call
