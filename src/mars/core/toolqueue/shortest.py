@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from mars.core.estimate import DurationEstimator
-from mars.core.model import Session, ToolCall
+from mars.core.model import Load, Session, ToolCall
 from mars.core.policy import BaseToolPolicy, Rank, tool_policies
+from mars.core.slots import CoreDemand
 
 _MAX_REMEMBERED = 8192
 """Calls in the system, and sessions, remembered; beyond that the oldest are forgotten."""
@@ -28,14 +29,16 @@ class Shortest(BaseToolPolicy):
     - nobody starves: only calls queued within ``max_lead_s + max_wait_s`` after a call can
       overtake it.
 
-    Ignores how many CPUs a call uses, and everything about the engine. The defaults are
-    chosen with benchmarks/tool_queue.py (2 to 8 slots, load 0.8 to 6).
+    Ignores everything about the engine. The defaults are chosen with
+    benchmarks/tool_queue.py (2 to 8 slots, load 0.8 to 6).
 
     Args:
         stretch: Seconds of lead that one second of work costs.
         max_lead_s: Most lead (seconds) an old session gets over a new one.
         max_wait_s: Most lead (seconds) others can get over a call, however long it is.
         attained_share: Seconds of lead that one second of past tool time costs.
+        overcommit: Most slots per core, by the cores that tools really use; 1: the slots
+            that are configured (:class:`~mars.core.slots.CoreDemand`).
         estimator: Learned durations; own by default.
     """
 
@@ -45,6 +48,7 @@ class Shortest(BaseToolPolicy):
         max_lead_s: float = 1200.0,
         max_wait_s: float = 600.0,
         attained_share: float = 0.5,
+        overcommit: float = 1.0,
         estimator: DurationEstimator | None = None,
     ) -> None:
         for name, value in (("stretch", stretch), ("max_lead_s", max_lead_s)):
@@ -57,6 +61,7 @@ class Shortest(BaseToolPolicy):
         self.max_wait_s = max_wait_s
         self.attained_share = attained_share
         self.estimator = estimator or DurationEstimator()
+        self._demand = CoreDemand(overcommit)
         self._calls: OrderedDict[str, tuple[str, float, float]] = OrderedDict()
         """Call in the system -> (session, expected seconds, deadline)."""
         self._outstanding: dict[str, set[str]] = {}
@@ -74,12 +79,16 @@ class Shortest(BaseToolPolicy):
         known = self._calls.get(call.tool_call_id)
         return (known[2] if known else self._judge(call, session)[1], call.queued_at)
 
+    def slots(self, load: Load, now: float) -> int | None:
+        return self._demand.slots(load)
+
     def on_finish(self, call: ToolCall, now: float) -> None:
         self._forget(call.tool_call_id)
         if call.started_at is None or call.finished_at is None:
             return
         duration_s = call.finished_at - call.started_at
         self.estimator.observe(call.tool_name, duration_s)
+        self._demand.observe(call)
         self._attained_s[call.session_id] = self._attained_s.pop(call.session_id, 0.0) + duration_s
         if len(self._attained_s) > _MAX_REMEMBERED:
             self._attained_s.popitem(last=False)
