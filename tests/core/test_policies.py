@@ -153,10 +153,12 @@ def returns(policy, gaps, tool):
     for i, gap_s in enumerate(gaps):
         sid, now = f"{tool}{i}", 1000.0 * i
         first = co.submit(f"{sid}/0", sid, 1000, now)
+        co.started(first, 0, 0, now)
         if co.finished(first, LOAD, now, reason="stop", num_cached_blocks=60):
             co.released(sid, "expired", now)
         co.tool_started(ToolCall("t", sid, tool, now))
         second = co.submit(f"{sid}/1", sid, 1100, now + gap_s)
+        co.started(second, 0, 0, now + gap_s)
         if co.finished(second, LOAD, now + gap_s, reason="stop", num_cached_blocks=60):
             co.released(sid, "expired", now + gap_s)
         co.end_session(sid)
@@ -184,6 +186,7 @@ def test_continuum_puts_warm_returns_before_older_cold_ones():
     policy = make("continuum")
     co = scheduler(policy)
     first = co.submit("a/0", "a", 1000, 50.0)
+    co.started(first, 0, 0, 50.0)
     co.finished(first, LOAD, 51.0, reason="stop", num_cached_blocks=60)
     back = co.submit("a/1", "a", 1100, 52.0)
     cold = turn(Session("b", 0.0), arrival=0.0, prompt=100)

@@ -280,8 +280,9 @@ class CoScheduler:
         session = turn.session
         del self.turns[turn.request_id]
         session.num_open_turns -= 1
-        session.context_tokens = turn.num_tokens
-        session.cached_tokens = num_cached_blocks * self.block_size
+        if turn.first_scheduled_at is not None:
+            session.context_tokens = turn.num_tokens
+            session.cached_tokens = num_cached_blocks * self.block_size
         session.last_turn_finished_at = now
         session.activity = Activity.ACTING
         self.policy.on_finish(turn, now)
@@ -289,7 +290,8 @@ class CoScheduler:
             num_cached_blocks > 0
             and session.state is not SessionState.ENDED
             and session.num_open_turns == 0
-            and reason != "abort"
+            and reason not in ("abort", "error")
+            and not self.policy.keeps_engine_order
             and self.policy.holds_kv(session, load, now)
             and self._held_blocks() + num_cached_blocks <= self.limits.max_share * self.num_blocks
         )
@@ -338,17 +340,19 @@ class CoScheduler:
 
         Half-computed prompts that together exceed the memory evict one another for ever
         (measured on the authors' preview: 6x the prefill work), so a policy may ask that
-        a prefill starts only when it can also finish. Alone, a turn may always start.
+        a prefill starts only when it can also finish; or keep the memory for others.
+        Alone, a turn may always start.
         """
+        others = list(running)
+        if not others:
+            return True
+        if not self.policy.may_start(turn):
+            return False
         if not self.policy.bounds_partial_prefills:
             return True
         pending = 0
-        is_alone = True
-        for other in running:
-            is_alone = False
+        for other in others:
             pending += self.blocks_of(max(1, other.num_tokens - other.num_computed_tokens))
-        if is_alone:
-            return True
         own = self.held.get(turn.session.session_id)
         available = free_blocks + self._held_blocks()
         if own is not None:
@@ -362,7 +366,11 @@ class CoScheduler:
 
     # --- retention -------------------------------------------------------------------
     def expired(self, load: Load, now: float) -> list[tuple[str, str]]:
-        """Held sessions to release now, with the reason; also forgets idle sessions."""
+        """Begin a step: held sessions to release now, with the reason.
+
+        Also forgets idle sessions.
+        """
+        self.policy.on_step(self.turns.values(), load, now)
         out: list[tuple[str, str]] = []
         for session_id, held in self.held.items():
             if now - held.held_since > self.limits.max_hold_s:
@@ -426,6 +434,11 @@ class CoScheduler:
         self.emit(
             events.KvEvicted(time=now, session_id=session_id, num_blocks=num_blocks, value=value)
         )
+
+    def forget_cached(self) -> None:
+        """The prefix cache was reset: no session has KV in it any more."""
+        for session in self.sessions.values():
+            session.cached_tokens = 0
 
     def _held_blocks(self) -> int:
         return sum(h.num_blocks for h in self.held.values())

@@ -11,12 +11,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from mars.core.model import ActiveSet, HeldSession, Load, Session, ToolCall, Turn
 from mars.core.packing import in_arrival_order
-from mars.core.retention import FlatCost, PrefillCost
+from mars.core.retention import FlatCost, PrefillCost, PriceTable
 
 Rank = tuple[float, ...]
 """Order key: smallest is served first; largest is preempted and evicted first."""
@@ -43,6 +43,17 @@ class SchedulingPolicy(Protocol):
 
     def rank(self, turn: Turn, now: float) -> Rank:
         """Service order; the last is preempted first. Total, stable within a step."""
+        ...
+
+    def on_step(self, turns: Iterable[Turn], load: Load, now: float) -> None:
+        """A step begins; ``turns`` are all that the engine has. Called before ``rank``."""
+        ...
+
+    def may_start(self, turn: Turn) -> bool:
+        """Whether the waiting turn ranked first may start now, memory permitting.
+
+        Not asked when nothing runs: the engine never idles while turns wait.
+        """
         ...
 
     def prefill_quantum(self, turn: Turn, now: float) -> int | None:
@@ -131,6 +142,10 @@ class ToolPolicy(Protocol):
         """How many tools may run at once, or None for the configured number."""
         ...
 
+    def is_express(self, call: ToolCall, now: float) -> bool:
+        """Whether a call is so surely short that it may start though all slots are taken."""
+        ...
+
     def on_finish(self, call: ToolCall, now: float) -> None:
         """A tool call left: it ended (``finished_at`` set: learn from it) or was given up."""
         ...
@@ -153,6 +168,9 @@ class BaseToolPolicy:
     def slots(self, load: Load, now: float) -> int | None:
         return None
 
+    def is_express(self, call: ToolCall, now: float) -> bool:
+        return False
+
     def on_finish(self, call: ToolCall, now: float) -> None: ...
 
     def on_session_end(self, session_id: str, now: float) -> None: ...
@@ -174,13 +192,18 @@ class BasePolicy:
     has_levels: bool = False
 
     def __init__(self, *, cost: PrefillCost | None = None) -> None:
-        self.cost: PrefillCost = cost or FlatCost()
+        self.cost = PriceTable(cost or FlatCost())
 
     def level(self, turn: Turn, now: float) -> int:
         return 0
 
     def rank(self, turn: Turn, now: float) -> Rank:
         return (turn.arrival_time,)
+
+    def on_step(self, turns: Iterable[Turn], load: Load, now: float) -> None: ...
+
+    def may_start(self, turn: Turn) -> bool:
+        return True
 
     def prefill_quantum(self, turn: Turn, now: float) -> int | None:
         return None

@@ -33,6 +33,42 @@ class FlatCost:
         return num_tokens * self.s_per_token
 
 
+class PriceTable:
+    """Prefill seconds from a table of the cumulative price, filled as needed.
+
+    ``F(n)``: price of a prompt of ``n`` tokens, exact at multiples of ``STEP_TOKENS`` and
+    linear in between; ``n`` tokens after ``c`` present ones cost ``F(c + n) - F(c)``. For
+    orders and values, which ask often and need no more than that.
+    """
+
+    STEP_TOKENS = 4096
+    MAX_TOKENS = 4_194_304
+
+    def __init__(self, cost: PrefillCost) -> None:
+        self._cost = cost
+        self._at: dict[int, float] = {0: 0.0}
+
+    def prefill_s(self, num_tokens: int, context_tokens: int = 0) -> float:
+        """Seconds to compute ``num_tokens`` after ``context_tokens`` present ones."""
+        if num_tokens <= 0:
+            return 0.0
+        start = max(0, context_tokens)
+        return self._until_s(start + num_tokens) - (self._until_s(start) if start else 0.0)
+
+    def _until_s(self, num_tokens: int) -> float:
+        index, rest = divmod(min(num_tokens, self.MAX_TOKENS), self.STEP_TOKENS)
+        low = self._known_s(index)
+        if not rest:
+            return low
+        return low + (self._known_s(index + 1) - low) * rest / self.STEP_TOKENS
+
+    def _known_s(self, index: int) -> float:
+        known = self._at.get(index)
+        if known is None:
+            known = self._at[index] = self._cost.prefill_s(index * self.STEP_TOKENS)
+        return known
+
+
 def idle_s(session: Session, now: float) -> float:
     """Seconds since the session's last turn finished; 0 before its first has."""
     since = session.last_turn_finished_at

@@ -1,32 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MARS, ours: earliest virtual deadline, and eviction by what a prefix is worth."""
+"""MARS, ours: memory for the oldest sessions that fit, everybody else between turns."""
 
 from __future__ import annotations
 
-from mars.core.estimate import DurationEstimator
+from collections.abc import Iterable
+
 from mars.core.model import Load, Session, Turn
 from mars.core.policy import BasePolicy, Rank, scheduling_policies
-from mars.core.retention import PrefillCost, idle_s, kept_blocks, value_per_block_s
+from mars.core.residency import Residency, ResidencyRules, Share, known_cached_tokens
+from mars.core.retention import PrefillCost, idle_s
 
-_DECODE, _PREFILL = 0.0, 1.0
+_DECODE, _READY, _BLOCKED = 0.0, 1.0, 2.0
+_OPEN, _KEPT = 2.0e12, 1.0e12
 
 
 @scheduling_policies.register("mars")
 class Mars(BasePolicy):
-    """Continuations and short prefills first, nobody for ever; KV leaves by its price.
+    """The KV pool belongs to the oldest sessions that fit in it together (``Residency``).
 
-    ``rank = (decoding ? 0 : 1, deadline)`` with ``deadline = max(session arrival, turn
-    arrival - lead) + stretch x prefill seconds of the uncached tokens``, at most turn
-    arrival + ``max_wait_s``. A deadline never moves, so only turns that arrive within
-    ``lead + max_wait_s`` after a turn can go before it: waiting is bounded.
+    Turns of other sessions wait, before they start, until it is theirs: what thrashes
+    elsewhere is paused at a turn boundary here. ``rank = (decoding: 0, may start: 1,
+    blocked: 2; deadline)`` with ``deadline = max(session arrival, turn arrival - lead) +
+    stretch x prefill seconds of the uncached tokens``: continuations and short prefills
+    go before cold starts, and as a deadline never moves nobody waits for ever.
 
-    Value of a cached prefix per block: ``P(return within horizon | elapsed) x recompute
-    seconds / (blocks x expected hold seconds)``; P by tool, learned from the gaps between
-    turns. Nothing is held by reference: kept blocks are free blocks that leave last.
+    Free cached blocks leave in reverse: idle sessions no longer kept, the longest idle
+    first; then kept ones, the youngest first; then those whose turn waits. An idle session
+    is kept while its recompute seconds outweigh what its memory would speed up.
 
-    Ours, built on 2604.26963; directions in DESIGN section 5.
+    Ours, built on 2604.26963; directions in DESIGN section 5. The constants are chosen by
+    simulation, see ``ResidencyRules``.
 
-    Ignores: how many turns a session still has, the host tier.
+    Ignores: how many turns a session still has, tool times, the host tier.
     """
 
     evicts_by_value = True
@@ -39,43 +44,55 @@ class Mars(BasePolicy):
         cost: PrefillCost | None = None,
         stretch: float = 20.0,
         lead_s: float = 600.0,
-        max_wait_s: float = 600.0,
-        horizon_s: float = 60.0,
+        rules: ResidencyRules | None = None,
     ) -> None:
         super().__init__(cost=cost)
         self.stretch = stretch
         self.lead_s = lead_s
-        self.max_wait_s = max_wait_s
-        self.horizon_s = horizon_s
-        self.returns = DurationEstimator()
+        self.residency = Residency(self.cost, rules)
+
+    def on_step(self, turns: Iterable[Turn], load: Load, now: float) -> None:
+        self.residency.plan(turns, load, now)
+
+    def may_start(self, turn: Turn) -> bool:
+        return turn.request_id not in self.residency.blocked
 
     def rank(self, turn: Turn, now: float) -> Rank:
         session = turn.session
         if turn.is_running and not turn.is_prefill:
             return (_DECODE, session.arrival_time)
-        cached = turn.num_cached_tokens
-        if not turn.is_running:
-            cached = min(cached, session.cached_tokens) if session.cached_tokens else cached
-        uncached = max(0, turn.num_tokens - cached)
+        if not turn.is_running and turn.request_id in self.residency.blocked:
+            return (_BLOCKED, session.arrival_time)
+        cached = turn.num_cached_tokens if turn.is_running else known_cached_tokens(turn)
         start = max(session.arrival_time, turn.arrival_time - self.lead_s)
-        deadline = start + self.stretch * self.cost.prefill_s(uncached, cached)
-        return (_PREFILL, min(deadline, turn.arrival_time + self.max_wait_s))
-
-    def on_submit(self, turn: Turn, now: float) -> None:
-        session = turn.session
-        if session.last_turn_finished_at is not None:
-            self.returns.observe(_tool(session), idle_s(session, now))
+        price_s = self.cost.prefill_s(turn.num_tokens - cached, cached)
+        return (_READY, start + self.stretch * price_s)
 
     def retention_value(self, session: Session, load: Load, now: float) -> float:
-        recompute_s = self.cost.prefill_s(session.cached_tokens)
-        blocks = kept_blocks(session, load)
+        """An order, not seconds: the larger, the later its free blocks are given away."""
         if session.num_open_turns > 0:
-            return value_per_block_s(recompute_s, 1.0, blocks, 1.0)
-        name, elapsed_s = _tool(session), idle_s(session, now)
-        probability = self.returns.survival(name, elapsed_s, self.horizon_s)
-        hold_s = min(self.horizon_s, 1.0 + self.returns.expected(name, elapsed_s))
-        return value_per_block_s(recompute_s, probability, blocks, hold_s)
+            return _OPEN - session.arrival_time
+        if session.session_id in self.residency.kept:
+            return _KEPT - session.arrival_time
+        return -idle_s(session, now)
 
+    def on_submit(self, turn: Turn, now: float) -> None:
+        if turn.session.policy_state is None:
+            turn.session.policy_state = Share()
+        self.residency.returned(turn.session)
 
-def _tool(session: Session) -> str:
-    return session.tool.tool_name if session.tool is not None else ""
+    def on_service(self, turn: Turn, num_tokens: int, now: float) -> None:
+        if turn.last_service_time is not None:
+            return
+        self.residency.changed()
+        if turn.turn_index == 0 and isinstance(turn.session.policy_state, Share):
+            turn.session.policy_state.shared_tokens = turn.num_cached_tokens
+
+    def on_preempt(self, turn: Turn, now: float) -> None:
+        self.residency.changed()
+
+    def on_finish(self, turn: Turn, now: float) -> None:
+        self.residency.left(turn.session)
+
+    def on_end(self, session: Session) -> None:
+        self.residency.ended(session)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose KV the memory is for: the oldest sessions that fit together, and nobody else's.
+
+Without such a plan every returning session takes the blocks of others that are about to
+return, all are computed again and again, and memory decides nothing. With it a session
+that does not fit waits between its turns, with nothing lost but what it had cached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mars.core.model import Load, Session, Turn
+from mars.core.retention import PrefillCost, idle_s
+
+COLD_TOKENS = 4096
+"""A turn with more to compute than this and than half of its prompt is a cold start."""
+REPLAN_S = 0.25
+"""A plan is renewed when turns come, start or go, and at least so often."""
+RUNNING_MEMORY_S = 10.0
+"""Time constant of the average number of running turns."""
+
+
+@dataclass(slots=True)
+class Share:
+    """What one session takes; lives in ``Session.policy_state``."""
+
+    shared_tokens: int = 0
+    """Hit of its first turn: a prefix that others have too, charged to nobody."""
+
+
+@dataclass(slots=True, frozen=True)
+class ResidencyRules:
+    """Constants, chosen by simulation over synthetic and public traces.
+
+    Attributes:
+        patience: an idle session is kept for ``grace_s`` plus so many times its recompute
+            seconds, times 1 + the running turns: the more run, the less its memory would
+            speed up the engine, and the longer it pays to wait.
+        grace_s: kept at least so long.
+        reserve: share of the pool that a cold start leaves free for growth.
+        idle_weight: how much of the KV of idle sessions no longer kept a cold start counts.
+        overdue_s: after waiting so long a turn is not overtaken for memory any more.
+    """
+
+    patience: float = 8.0
+    grace_s: float = 2.0
+    reserve: float = 0.5
+    idle_weight: float = 0.5
+    overdue_s: float = 60.0
+
+
+class Residency:
+    """The plan: which waiting turns must not start yet, which idle sessions are kept.
+
+    Oldest session first, each waiting turn and each idle session gets the blocks it needs
+    as long as there are any beside those of the running turns. A cold start needs its
+    blocks plus the reserve, which shrinks with its own size, unless nobody else is there.
+    Waiting is bounded: only older sessions, which end, and turns that overtook within
+    ``overdue_s`` stand before one.
+    """
+
+    def __init__(self, cost: PrefillCost, rules: ResidencyRules | None = None) -> None:
+        self.rules = rules or ResidencyRules()
+        self.blocked: set[str] = set()
+        """Request ids that must wait."""
+        self.kept: set[str] = set()
+        """Idle sessions whose KV is kept."""
+        self._cost = cost
+        self._idle: dict[str, Session] = {}
+        self._is_stale = True
+        self._next_plan_at = -math.inf
+        self._num_running = 0.0
+        self._averaged_at: float | None = None
+
+    def changed(self) -> None:
+        """Plan anew at the next step."""
+        self._is_stale = True
+
+    def returned(self, session: Session) -> None:
+        """A turn of the session came."""
+        self._idle.pop(session.session_id, None)
+        self.kept.discard(session.session_id)
+        self._is_stale = True
+
+    def left(self, session: Session) -> None:
+        """A turn of the session finished."""
+        if session.num_open_turns == 0:
+            self._idle[session.session_id] = session
+        self._is_stale = True
+
+    def ended(self, session: Session) -> None:
+        """The session is over."""
+        self.returned(session)
+
+    def plan(self, turns: Iterable[Turn], load: Load, now: float) -> None:
+        """Renew the plan if something changed; without a known pool nobody is blocked."""
+        self._average(load.num_running or 0, now)
+        if not self._is_stale and now < self._next_plan_at:
+            return
+        self._is_stale = False
+        self._next_plan_at = now + REPLAN_S
+        self.blocked, self.kept = set(), set()
+        if load.kv_blocks_total:
+            self._plan(turns, load.kv_blocks_total, load.block_size, now)
+
+    def _plan(self, turns: Iterable[Turn], total: int, block_size: int, now: float) -> None:
+        budget = float(total)
+        claims: list[tuple[float, str, Turn | None, Session]] = []
+        num_resident = 0
+        for turn in turns:
+            if turn.is_running:
+                budget -= _blocks(turn.num_tokens + block_size, turn.session, block_size)
+                num_resident += 1
+            else:
+                session = turn.session
+                claims.append((session.arrival_time, turn.request_id, turn, session))
+        claims.extend(
+            (session.arrival_time, session.session_id, None, session)
+            for session in self._idle.values()
+            if session.cached_tokens > 0
+        )
+        claims.sort(key=lambda claim: claim[:2])
+        rules, idle, is_closed = self.rules, 0.0, False
+        for _, request_id, turn, session in claims:
+            tokens = session.cached_tokens if turn is None else turn.num_tokens + 1
+            need = _blocks(tokens, session, block_size)
+            if turn is None:
+                if need <= budget and not is_closed and self._is_worth_keeping(session, now):
+                    self.kept.add(session.session_id)
+                else:
+                    idle += need
+                    continue
+            else:
+                spare = 0.0
+                if num_resident and is_cold(turn):
+                    spare = (rules.reserve * total + rules.idle_weight * idle) * (1 - need / total)
+                if is_closed or need + max(0.0, spare) > budget:
+                    self.blocked.add(request_id)
+                    is_closed = is_closed or now - turn.arrival_time > rules.overdue_s
+                    continue
+            budget -= need
+            num_resident += 1
+
+    def _is_worth_keeping(self, session: Session, now: float) -> bool:
+        rules = self.rules
+        recompute_s = self._cost.prefill_s(session.cached_tokens)
+        patience_s = rules.patience * (1.0 + self._num_running) * recompute_s
+        return idle_s(session, now) <= rules.grace_s + patience_s
+
+    def _average(self, num_running: int, now: float) -> None:
+        since = self._averaged_at
+        self._averaged_at = now
+        if since is None:
+            self._num_running = float(num_running)
+            return
+        weight = 1.0 - math.exp(-max(0.0, now - since) / RUNNING_MEMORY_S)
+        self._num_running += weight * (num_running - self._num_running)
+
+
+def known_cached_tokens(turn: Turn) -> int:
+    """Prefix of a waiting turn believed cached; what was evicted since it came is not."""
+    if turn.turn_index == 0 or turn.is_running:
+        return turn.num_cached_tokens
+    return min(turn.num_cached_tokens, turn.session.cached_tokens)
+
+
+def is_cold(turn: Turn) -> bool:
+    """Whether most of the turn is to be computed, and that is much.
+
+    A preempted turn is not: what it lost stays cached for the most part.
+    """
+    uncached = turn.num_tokens - known_cached_tokens(turn)
+    return not turn.num_preemptions and uncached > max(COLD_TOKENS, turn.num_tokens // 2)
+
+
+def _blocks(num_tokens: int, session: Session, block_size: int) -> float:
+    """Blocks for so many tokens of the session, without what it shares with others."""
+    state = session.policy_state
+    shared = state.shared_tokens if isinstance(state, Share) else 0
+    return float(-(-max(0, num_tokens - shared) // block_size))
