@@ -96,6 +96,14 @@ def test_durations_are_learned_from_what_ends_and_not_from_what_is_given_up() ->
     assert policy.estimator.expected("bash:make") > 5 * before_s
 
 
+def test_only_a_call_of_a_class_known_to_be_short_passes_full_slots() -> None:
+    policy, session = taught(), Session("s", 0.0)
+    assert policy.is_express(call(1, session, "bash:ls"), 0.0)
+    assert not policy.is_express(call(2, session, "bash:build"), 0.0)
+    assert not policy.is_express(call(3, session, "bash:never-seen"), 0.0)
+    assert not tool_policies.create("fifo").is_express(call(4, session, "bash:ls"), 0.0)
+
+
 def test_rank_is_pure_and_does_not_move_while_a_call_waits() -> None:
     policy, session = taught(), Session("s", 0.0)
     one = call(1, session, "bash:ls", 5.0)

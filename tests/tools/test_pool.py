@@ -13,6 +13,7 @@ import pytest
 from mars.core.events import Event, HostSampled, ToolFinished, ToolQueued, ToolStarted
 from mars.core.model import Session, ToolCall
 from mars.core.policy import BaseToolPolicy, Rank, UnknownPolicyError
+from mars.core.toolqueue.shortest import Shortest
 from mars.tools.pool import ToolPool
 from mars.tools.process import ToolRunner
 from tools.conftest import limits, shell
@@ -231,6 +232,24 @@ async def test_a_policy_moves_the_slots(runner: ToolRunner, tmp_path: Path) -> N
         for gate in gates:
             await gate.open()
         await asyncio.gather(*calls)
+
+
+async def test_a_call_that_is_surely_short_does_not_wait_for_the_long_ones(
+    runner: ToolRunner, events: Log, tmp_path: Path
+) -> None:
+    policy = Shortest()
+    for _ in range(50):
+        policy.estimator.observe("bash:true", 0.01)
+    gate = Gate(tmp_path, "long")
+    async with ToolPool(1, policy, events.append, runner=runner) as pool:
+        long = asyncio.ensure_future(pool.run(shell(gate.script, tool_call_id="long")))
+        await gate.begun()
+        unknown = asyncio.ensure_future(pool.run(shell("sort", tool_call_id="unknown")))
+        await events.seen(ToolQueued, "unknown")
+        assert (await pool.run(shell("true", tool_call_id="short"))).exit_code == 0
+        assert of(ToolStarted, events) == ["long", "short"]
+        await gate.open()
+        await asyncio.gather(long, unknown)
 
 
 async def test_an_ended_session_is_forgotten_by_the_policy(runner: ToolRunner) -> None:

@@ -131,6 +131,11 @@ class DurationEstimator:
         """Number of classes remembered."""
         return len(self._classes)
 
+    def weight(self, tool_name: str) -> float:
+        """Calls of just this class that count (at most :data:`MAX_WEIGHT`); 0: unknown."""
+        histogram = self._classes.get(tool_name)
+        return histogram.total if histogram else 0.0
+
     def observe(self, tool_name: str, seconds: float) -> None:
         """A call of this class took ``seconds``; not-a-number and infinity are ignored."""
         if not math.isfinite(seconds):

@@ -25,6 +25,8 @@ from mars.tools.slots import default_slots
 
 QUEUE_DELAY_ALPHA = 0.2
 """Weight of the newest wait in the queue delay (MARS paper: EMA, alpha 0.2)."""
+EXPRESS_SHARE = 0.5
+"""Calls beyond the slots, per core, that a policy lets by as surely short (chosen)."""
 SAMPLE_INTERVAL_S = 1.0
 _MAX_SESSIONS = 8192
 _GIVEN_UP = -15
@@ -229,10 +231,18 @@ class ToolPool:
 
     def _dispatch(self) -> None:
         """Give the free slots to the calls that the policy ranks first."""
-        while self._queue and self._num_running < self._slots:
+        most = self._slots + max(1, int(self._cores * EXPRESS_SHARE))
+        while self._queue and self._num_running < most:
             now = self._clock()
+            may_start = [
+                waiting
+                for waiting in self._queue
+                if self._num_running < self._slots or self.policy.is_express(waiting.call, now)
+            ]
+            if not may_start:
+                return
             first = min(
-                self._queue, key=lambda w: (self.policy.rank(w.call, w.session, now), w.number)
+                may_start, key=lambda w: (self.policy.rank(w.call, w.session, now), w.number)
             )
             self._queue.remove(first)
             if first.turn.done():  # given up in this very moment

@@ -10,6 +10,9 @@ from mars.core.model import Load, Session, ToolCall
 from mars.core.policy import BaseToolPolicy, Rank, tool_policies
 from mars.core.slots import CoreDemand
 
+_EXPRESS_S, _EXPRESS_P, _EXPRESS_CALLS = 2.0, 0.9, 5.0
+"""A call that ends within so many seconds with this probability (by so many of its class)
+may pass full slots (chosen)."""
 _MAX_REMEMBERED = 8192
 """Calls in the system, and sessions, remembered; beyond that the oldest are forgotten."""
 
@@ -23,14 +26,12 @@ class Shortest(BaseToolPolicy):
     weight``, at most ``queued_at + max_wait_s``. Hence:
 
     - short calls overtake long ones (``expected`` is learned per tool and command);
-    - sessions near their end go first: the older session is the one nearer to it. Counting
-      its turns orders no better, and its remaining calls cannot be told from their number;
+    - sessions near their end go first, taken to be the older ones (turns order no better);
     - a session with many calls at once, or with much tool time behind it, steps back;
     - nobody starves: only calls queued within ``max_lead_s + max_wait_s`` after a call can
       overtake it.
 
-    Ignores everything about the engine. The defaults are chosen with
-    benchmarks/tool_queue.py (2 to 8 slots, load 0.8 to 6).
+    Ignores the engine. Defaults are chosen with benchmarks/tool_queue.py.
 
     Args:
         stretch: Seconds of lead that one second of work costs.
@@ -51,19 +52,18 @@ class Shortest(BaseToolPolicy):
         overcommit: float = 1.0,
         estimator: DurationEstimator | None = None,
     ) -> None:
-        for name, value in (("stretch", stretch), ("max_lead_s", max_lead_s)):
+        bounds = {"stretch": stretch, "max_lead_s": max_lead_s, "max_wait_s": max_wait_s}
+        for name, value in bounds.items():
             if value < 0:
                 raise ValueError(f"{name} must not be negative, not {value}")
-        if max_wait_s <= 0:
-            raise ValueError(f"max_wait_s must be positive, not {max_wait_s}")
         self.stretch = stretch
         self.max_lead_s = max_lead_s
         self.max_wait_s = max_wait_s
         self.attained_share = attained_share
         self.estimator = estimator or DurationEstimator()
         self._demand = CoreDemand(overcommit)
+        # Call in the system -> (session, expected seconds, deadline).
         self._calls: OrderedDict[str, tuple[str, float, float]] = OrderedDict()
-        """Call in the system -> (session, expected seconds, deadline)."""
         self._outstanding: dict[str, set[str]] = {}
         self._attained_s: OrderedDict[str, float] = OrderedDict()
 
@@ -81,6 +81,11 @@ class Shortest(BaseToolPolicy):
 
     def slots(self, load: Load, now: float) -> int | None:
         return self._demand.slots(load)
+
+    def is_express(self, call: ToolCall, now: float) -> bool:
+        name, known = call.tool_name, self.estimator
+        is_known = known.weight(name) >= _EXPRESS_CALLS
+        return is_known and known.survival(name, 0.0, _EXPRESS_S) > _EXPRESS_P
 
     def on_finish(self, call: ToolCall, now: float) -> None:
         self._forget(call.tool_call_id)
