@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from mars.core import events as ev
 from mars.sim.run import SimConfig, simulate
 from mars.telemetry.explain import RunLog, UnknownSessionError, explain, list_sessions
+from mars.telemetry.explain.account import Life, first_recomputed
 from mars.telemetry.explain.words import seconds, share
 from tests.sim.workloads import Shape
 
@@ -72,6 +74,30 @@ def test_every_decision_is_an_event_and_is_told(policy: str) -> None:
     assert counts["level"] == kinds["level_changed"]
     recomputed = sum(turn.num_recomputed_tokens for one in told for turn in one.turns)
     assert recomputed == sum(record.recomputed_tokens for record in result.sessions)
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "mars-paper", "mars"])
+def test_what_is_computed_again_was_evicted_before(policy: str) -> None:
+    """Whether LRU or a policy chose it: no live session loses KV without an event."""
+    seen: list[ev.Event] = []
+    shape = dataclasses.replace(BUSY, shared=0.0)
+    simulate(shape.trace(), dataclasses.replace(PRESSED, policy=policy), sink=seen.append)
+    log, num_turns = RunLog(seen), 0
+    for line in list_sessions(log):
+        life = Life(log, log.view(line.session_id))
+        for before, turn in pairwise(life.turns):
+            assert before.finished_at is not None
+            assert turn.started_at is not None
+            evicted = sum(
+                event.num_blocks
+                for event in life.decisions(ev.KvEvicted)
+                if isinstance(event, ev.KvEvicted)
+                and before.finished_at <= event.time <= turn.started_at
+            )
+            # The block of the last sampled token counts as lost, but was never computed.
+            assert (evicted + 1) * PRESSED.block_size >= first_recomputed(turn)
+            num_turns += first_recomputed(turn) > 0
+    assert num_turns > 10
 
 
 def test_a_level_change_begins_where_the_last_one_ended() -> None:

@@ -202,7 +202,10 @@ class KvReleased(SessionEvent):
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class KvEvicted(SessionEvent):
-    """Cached blocks of a live session were given to somebody else this step."""
+    """Cached blocks of a live session were given to somebody else this step.
+
+    ``value`` is the policy's price of a block; plain LRU does not look at it.
+    """
 
     kind: ClassVar[str] = "kv_evicted"
     num_blocks: int

@@ -12,7 +12,7 @@ request its tail before its head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mars.sim.content import Node, Span
 
@@ -57,6 +57,10 @@ class Table:
         self.span_index = 0
 
 
+Taken = Callable[[str, int], None]
+"""Receives (session that freed them last, blocks) of what is given away."""
+
+
 class FreeQueue:
     """Free cached extents, first to be evicted first: a ring with a sentinel."""
 
@@ -76,12 +80,14 @@ class FreeQueue:
         extent.before.after, extent.after.before = extent.after, extent.before
         self.num_blocks -= extent.hi - extent.lo
 
-    def evict(self, num_blocks: int) -> None:
-        """Forget the content of the first ``num_blocks`` blocks."""
+    def evict(self, num_blocks: int, taken: Taken | None = None) -> None:
+        """Forget the content of the first ``num_blocks`` blocks; ``taken`` hears whose."""
         left = num_blocks
         while left:
             extent = self.ring.after
             size = extent.hi - extent.lo
+            if taken is not None:
+                taken(extent.owner, min(size, left))
             if size > left:
                 extent.hi -= left
                 self.num_blocks -= left
@@ -97,13 +103,15 @@ class BlockPool:
 
     Args:
         num_blocks: usable blocks (vLLM keeps one more as its null block).
+        taken: hears whose cached blocks are given away.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, taken: Taken | None = None) -> None:
         self.num_blocks = num_blocks
         self.num_free = num_blocks
         self._num_plain = num_blocks
         self._queue = FreeQueue()
+        self._taken = taken
 
     # --- questions ---------------------------------------------------------------------
     def lookup(self, path: Sequence[Span], max_blocks: int) -> tuple[list[Hit], int]:
@@ -232,13 +240,14 @@ class BlockPool:
 
     # --- the free queue: what value-ordered eviction replaces ----------------------------
     def _link(self, extent: Extent, owner: str) -> None:
+        extent.owner = owner
         self._queue.append(extent)
 
     def _unlink(self, extent: Extent) -> None:
         self._queue.remove(extent)
 
     def _evict(self, num_blocks: int) -> None:
-        self._queue.evict(num_blocks)
+        self._queue.evict(num_blocks, self._taken)
 
 
 def _put_before(place: Extent, extent: Extent) -> None:

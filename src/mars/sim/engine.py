@@ -17,6 +17,7 @@ from typing import Any
 
 from mars.core.coscheduler import CoScheduler
 from mars.core.cost import CostModel
+from mars.core.evictions import EvictionTally
 from mars.core.model import Load
 from mars.sim.blocks import BlockPool, Hit
 from mars.sim.content import Anchor, Contents
@@ -57,6 +58,7 @@ class Engine:
         self.co = co
         self.shape = shape
         self.cost = cost
+        self._evictions = EvictionTally(co)
         self.pool = self._make_pool()
         self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
@@ -96,6 +98,7 @@ class Engine:
         chosen = self._schedule()
         work = self._advance(chosen)
         self._after_step(work, now)
+        self._evictions.tell(self._load, now)
         if not work:
             return None
         self.num_steps += 1
@@ -303,7 +306,7 @@ class Engine:
 
     # --- what a policy replaces --------------------------------------------------------------
     def _make_pool(self) -> BlockPool:
-        return BlockPool(self.shape.num_usable_blocks)
+        return BlockPool(self.shape.num_usable_blocks, self._evictions.take)
 
     def _before_step(self, now: float) -> None:
         self.co.expired(self._load, now)  # nothing is ever held: forgets idle sessions
@@ -332,7 +335,7 @@ class Engine:
         pass
 
     def _free(self, request: Request) -> None:
-        self.pool.free(request.table)
+        self.pool.free(request.table, request.session_id)
 
 
 def _is_last_token_planned(request: Request) -> bool:

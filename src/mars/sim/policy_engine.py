@@ -210,7 +210,7 @@ class PolicyEngine(Engine):
         if isinstance(self.pool, ValuePool):
             self.pool.free(table, session_id, is_used=False)
         else:
-            self.pool.free(table)
+            self.pool.free(table, session_id)
         self.co.released(session_id, reason, self._now)
 
     # --- the control plane -------------------------------------------------------------------

@@ -62,10 +62,8 @@ def decisions(life: Life) -> list[Decision]:
                 out.append(_retention(life, retained, event))
                 retained = None
             case ev.KvEvicted():
-                text = (
-                    f"{count(event.num_blocks, 'cached block')} evicted to make room; worth "
-                    f"{price(event.value)} a block then, less than what stayed"
-                )
+                worth = f", worth {price(event.value)} each" if event.value else ""
+                text = f"{count(event.num_blocks, 'cached block')} evicted to make room{worth}"
                 out.append(_decision(life, "eviction", text, event))
             case ev.ChunkShrunk():
                 text = (

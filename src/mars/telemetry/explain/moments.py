@@ -212,23 +212,28 @@ def _why_lost(life: Life, turn: TurnFacts) -> str:
     before, start, end = _before(life, turn)
     if before is None:
         return "no earlier turn of it is in the log"
-    said: list[str] = []
-    for event in life.decisions(ev.KvReleased, ev.KvEvicted):
-        if not start <= event.time <= end:
-            continue
-        at = f"at {after(event.time - life.start)}"
-        if isinstance(event, ev.KvReleased) and event.reason != "returned":
-            said.append(
-                f"held for {seconds(event.held_s)} until {at[3:]}, when "
-                f"{release_reason(event.reason)}"
-            )
-        elif isinstance(event, ev.KvEvicted):
-            blocks = count(event.num_blocks, "block")
-            said.append(f"{blocks} evicted {at}, worth {price(event.value)} each then")
-    if len(said) > 3:
-        said[2:] = [f"and {len(said) - 2} times more until it ran again"]
+    between = [e for e in life.decisions(ev.KvReleased, ev.KvEvicted) if start <= e.time <= end]
+    said = [
+        f"held for {seconds(event.held_s)} until {after(event.time - life.start)}, when "
+        f"{release_reason(event.reason)}"
+        for event in between
+        if isinstance(event, ev.KvReleased) and event.reason != "returned"
+    ]
+    if evicted := [event for event in between if isinstance(event, ev.KvEvicted)]:
+        said.append(_evicted(life, evicted))
     away = f"evicted while it was away for {seconds(end - start)}"
-    return ", ".join(said) or f"{away}, as least recently used; nothing held them"
+    return ", ".join(said) or f"{away}; nothing held them, and the log does not say when"
+
+
+def _evicted(life: Life, evicted: list[ev.KvEvicted]) -> str:
+    """How many blocks went, when, and at which price."""
+    blocks = sum(event.num_blocks for event in evicted)
+    first, last = (after(event.time - life.start) for event in (evicted[0], evicted[-1]))
+    when = f"at {first}" if first == last else f"from {first} to {last}"
+    low, high = (price(pick(event.value for event in evicted)) for pick in (min, max))
+    worth = low if low == high else f"{low} to {high}"
+    priced = f", worth {worth} each then" if high != "0" else ""
+    return f"{count(blocks, 'block')} evicted {when}{priced}"
 
 
 def _decode(life: Life, turn: TurnFacts | None, parts: list[Stretch]) -> str:
