@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 from mars.core.model import Load
 from mars.sim.host import Host, Usage
@@ -39,18 +38,29 @@ class LoadBoard:
 
     def load(self, now: float) -> Load:
         """The present load."""
-        last = self._last
-        if last is None or now - last.sampled_at >= SAMPLE_S or self._is_idle(last):
-            last = self._last = self._sample(now)
-        host = self.host
-        if host is None:
-            return replace(last, num_held=self._num_held())
-        return replace(
-            last,
+        engine = self._last
+        if engine is None or now - engine.sampled_at >= SAMPLE_S or self._is_idle(engine):
+            engine = self._last = self._sample(now)
+        first, host, usage = self._samples[0], self.host, self._usage
+        return Load(
+            sampled_at=engine.sampled_at,
+            kv_blocks_total=engine.kv_blocks_total,
+            kv_blocks_free=engine.kv_blocks_free,
+            kv_blocks_retained=engine.kv_blocks_retained,
+            block_size=engine.block_size,
+            num_running=engine.num_running,
+            num_waiting=engine.num_waiting,
             num_held=self._num_held(),
-            tools_running=host.num_running,
-            tools_queued=host.num_queued,
-            tool_queue_delay_s=host.totals.queue_delay_s,
+            preemptions=(engine.preemptions or 0) - (first.preemptions or 0),
+            computed_tokens=(engine.computed_tokens or 0) - (first.computed_tokens or 0),
+            recomputed_tokens=(engine.recomputed_tokens or 0) - (first.recomputed_tokens or 0),
+            cpu_cores=host.num_cores if host else None,
+            cpu_usage=usage.value if usage else None,
+            cpu_pressure=host.totals.pressure if host else None,
+            tool_slots=host.num_slots if host else None,
+            tools_running=host.num_running if host else None,
+            tools_queued=host.num_queued if host else None,
+            tool_queue_delay_s=host.totals.queue_delay_s if host else None,
         )
 
     @staticmethod
@@ -63,19 +73,6 @@ class LoadBoard:
         samples.append(newest)
         while samples[0].sampled_at < now - WINDOW_S:
             samples.popleft()
-        first = samples[0]
-        load = replace(
-            newest,
-            preemptions=(newest.preemptions or 0) - (first.preemptions or 0),
-            computed_tokens=(newest.computed_tokens or 0) - (first.computed_tokens or 0),
-            recomputed_tokens=(newest.recomputed_tokens or 0) - (first.recomputed_tokens or 0),
-        )
-        if self.host is None or self._usage is None:
-            return load
-        return replace(
-            load,
-            cpu_cores=self.host.num_cores,
-            cpu_usage=self._usage.sample(now),
-            cpu_pressure=self.host.totals.pressure,
-            tool_slots=self.host.num_slots,
-        )
+        if self._usage is not None:
+            self._usage.sample(now)
+        return newest

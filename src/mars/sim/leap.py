@@ -131,6 +131,9 @@ def cannot_gain(path: Sequence[Span], running: Sequence[Request]) -> bool:
 
 
 def _overlap(node: Node) -> bool:
+    if len(node.extents) == 2:
+        one, two = node.extents
+        return one.lo < two.hi and two.lo < one.hi
     extents = sorted((extent.lo, extent.hi) for extent in node.extents)
     return any(a[1] > b[0] for a, b in pairwise(extents))
 
@@ -183,14 +186,12 @@ def _gated(engine: PolicyEngine) -> list[Turn] | None:
     if engine.may_hold:
         return None  # whether held KV is reclaimed for a waiting turn depends on every step
     turns, free = [request.turn for request in engine.running], engine.pool.num_free
-    gated: list[Turn] = []
+    gate, gated = engine.policy_gate, list[Turn]()
     for request in engine.waiting:
-        if _is_too_long(engine, request):
-            continue
-        if engine.co.may_start(request.turn, turns, free):
-            return None
-        if engine.policy_gate is not None:
+        if gate is not None and not gate(request.turn):
             gated.append(request.turn)
+        elif engine.co.may_start(request.turn, turns, free) and not _is_too_long(engine, request):
+            return None
     return gated
 
 
