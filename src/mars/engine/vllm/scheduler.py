@@ -21,9 +21,11 @@ from vllm.v1.request import Request, RequestStatus
 
 from mars.config import EngineConfig, engine_config
 from mars.core.coscheduler import CoScheduler
+from mars.core.evictions import EvictionTally
 from mars.core.model import Load, ToolCall, Turn
 from mars.engine.vllm.blocks import ValueOrderedBlocks
 from mars.engine.vllm.compat import abilities, check_seams
+from mars.engine.vllm.evictions import EvictionWatch
 from mars.engine.vllm.link import EngineLink
 from mars.engine.vllm.prefix import PrefixAnchor
 from mars.engine.vllm.queue import RankedQueue
@@ -77,6 +79,10 @@ class MarsScheduler(AsyncScheduler):
         self._stock_allocate = self.kv_cache_manager.allocate_slots
         if self._follows:
             self._take_over()
+        self._evictions = EvictionTally(self._co)
+        self._watch: EvictionWatch | None = None
+        if self._values is None and self._can.holds_kv:
+            self._watch = EvictionWatch(pool, self._evictions.take)
         self._sample(self._now)
         logger.info("MARS policy %r on %d KV blocks", config.policy, self._co.num_blocks)
 
@@ -105,6 +111,7 @@ class MarsScheduler(AsyncScheduler):
             self._before_step(now)
         output = super().schedule(*args, **kwargs)
         self._after_step(output, now)
+        self._evictions.tell(self._load, now)
         self._sampler.step_started(output.total_num_scheduled_tokens, now)
         return output
 
@@ -206,10 +213,12 @@ class MarsScheduler(AsyncScheduler):
 
     def _free_request_blocks(self, request: Request) -> None:
         values = self._values
+        owner = request.session_id or request.request_id
         if values is None:
+            if self._watch is not None:
+                self._watch.use(owner, cached_blocks(self.kv_cache_manager, request))
             super()._free_request_blocks(request)
             return
-        owner = request.session_id or request.request_id
         values.use(owner, cached_blocks(self.kv_cache_manager, request))
         values.freeing = owner
         super()._free_request_blocks(request)
