@@ -24,7 +24,7 @@ from mars.bench.timeline import PHASES, Timeline
 from mars.telemetry.fold import Phase
 
 WIDTH_INCHES = 11.0
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 8.5,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -74,7 +74,7 @@ class PlottedRun:
 def svg(figure: Figure) -> str:
     """The figure as an SVG element, without XML prologue; same figure, same text."""
     buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue().decode()
     return text[text.index("<svg") :]
@@ -85,7 +85,7 @@ def session_timelines(runs: Sequence[PlottedRun]) -> Figure:
     shown = [run for run in runs if run.timeline is not None]
     lanes = [len(run.result.sessions) for run in shown]
     height = sum(0.16 * n + 0.75 for n in lanes) + 0.5
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         axes = figure.subplots(
             len(shown), 1, sharex=True, squeeze=False, height_ratios=[n + 4 for n in lanes]
@@ -132,7 +132,7 @@ def _lanes(axis: Any, run: PlottedRun) -> None:
 def loads(runs: Sequence[PlottedRun]) -> Figure:
     """KV in use and retained, sessions held and active with the window, tools: over time."""
     shown = [(r.label, r.timeline) for r in runs if r.timeline is not None]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 6.2), layout="constrained")
         grid = figure.subplots(4, len(shown), sharex=True, sharey="row", squeeze=False)
         for column, (label, line) in enumerate(shown):
@@ -198,7 +198,7 @@ def _leave_room(axis: Any) -> None:
 
 def distributions(runs: Sequence[PlottedRun]) -> Figure:
     """Empirical distribution of completion time and of slowdown, one line per run."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 3.0), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for index, run in enumerate(runs):
@@ -226,7 +226,7 @@ def _step(axis: Any, values: Sequence[float], label: str, look: dict[str, Any]) 
 def time_shares(runs: Sequence[PlottedRun]) -> Figure:
     """Where the mean session's time goes, one bar per run (modelled seconds)."""
     names = ("held_s", "queue_s", "prefill_s", "decode_s", "tool_wait_s", "tool_s", "gap_s")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 0.4 * len(runs) + 1.1), layout="constrained")
         axis = figure.subplots()
         for row, run in enumerate(runs):

@@ -15,7 +15,7 @@ from mars.bench.compare import Run, markdown, rows, speed_up_text
 from mars.bench.plots import PlottedRun
 from mars.bench.result import ReplayQuality, Result
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
        max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
@@ -120,7 +120,7 @@ def html_report(
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style></head>\n"
+        f"<title>{_text(title)}</title>\n<style>{STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
 

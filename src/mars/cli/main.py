@@ -18,6 +18,7 @@ VERBS = {
     "trace": ("mars.cli.trace:app", "Convert, describe, cut and make traces."),
     "sim": ("mars.cli.sim:app", "Run one experiment in virtual time."),
     "explain": ("mars.cli.explain:app", "Tell where a session's time went, and why."),
+    "experiment": ("mars.cli.experiment:app", "Compare policies over loads, seeds and machines."),
     "doctor": ("mars.cli.doctor:app", "Check this machine, and say what to fix."),
     "exec": ("mars.cli.exec:app", "Run one command under the tool runtime."),
 }

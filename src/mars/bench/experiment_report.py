@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of an experiment: one HTML file that needs nothing else, Markdown, and JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mars.bench.experiment_store import About, CellRecord
+from mars.bench.experiment_table import (
+    KNEE_SLOWDOWN,
+    MEASURES,
+    RATIOS,
+    Entry,
+    Point,
+    knee_per_s,
+    points,
+)
+from mars.bench.stats import Interval
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Caption, header, rows."""
+NO_VALUE = "-"
+METHOD = (
+    "Everything is simulated: steps take the time a roofline model of the profile gives; the "
+    "policies are those that run in vLLM and the gateway. Every contender of a point meets the "
+    "same sessions, arrivals, machine, caps and cost curve, seed by seed. Values are means over "
+    "seeds with 95% t intervals; ratios say by what factor a contender is better, with 95% "
+    "bootstrap intervals (BCa) over paired seeds, which at five seeds are somewhat too narrow. "
+    "A best cap is chosen after the fact, per point, by mean completion time on the seeds "
+    "shown: no operator knows it, and the choice flatters whoever gets it."
+)
+
+
+def write_report(folder: Path, about: About, records: Iterable[CellRecord]) -> list[Point]:
+    """Write ``report.md``, ``report.json`` and, with matplotlib, ``report.html``.
+
+    Returns:
+        The points compared; empty when no seed is complete anywhere.
+
+    Raises:
+        UnequalError: contenders ran different sessions.
+    """
+    ran = list(records)
+    found = points(about.experiment, ran, about.seeds)
+    if not found:
+        return found
+    tables = list(all_tables(about, found))
+    lead = _lead(about, ran)
+    (folder / "report.md").write_text(markdown(about, lead, tables), encoding="utf-8")
+    (folder / "report.json").write_text(
+        json.dumps(_tree(about, found), indent=1) + "\n", encoding="utf-8"
+    )
+    (folder / "report.html").write_text(page(about, lead, tables, found), encoding="utf-8")
+    return found
+
+
+def all_tables(about: About, found: Sequence[Point]) -> Iterable[Table]:
+    """Every table, in order: verdicts first, then all measures of every point."""
+    yield summary_table(about, found)
+    yield from best_cap_tables(found)
+    knees = knee_table(about, found)
+    if knees[2]:
+        yield knees
+    for point in found:
+        yield point_table(point)
+
+
+def place(point: Point) -> str:
+    """The point, in words."""
+    low = " (low load)" if point.is_low else ""
+    return f"{point.machine}, {point.rate_per_s:g} sessions/s{low}"
+
+
+def summary_table(about: About, found: Sequence[Point]) -> Table:
+    """Everyone under their own admission against the reference; the low load is a row, too."""
+    reference = about.experiment.reference
+    rows = [
+        [place(point), entry.contender, *(_ratio(entry.to_reference.get(m)) for m in RATIOS)]
+        for point in found
+        for entry in point.entries
+        if entry.cap is None and entry.contender != reference
+    ]
+    heads = ["", "contender", *(MEASURES[m].label for m in RATIOS)]
+    return f"Factor by which each is better than {reference}", heads, rows
+
+
+def best_cap_tables(found: Sequence[Point]) -> Iterable[Table]:
+    """Everyone under their own admission against each baseline's best static cap."""
+    capped = list(dict.fromkeys(e.contender for p in found for e in p.entries if e.is_best_cap))
+    for baseline in capped:
+        rows: list[list[str]] = []
+        for point in found:
+            best = point.best_cap(baseline)
+            for entry in point.entries:
+                ratios = entry.to_best_cap.get(baseline)
+                if entry.cap is None and ratios and best is not None:
+                    cells = [_ratio(ratios.get(m)) for m in RATIOS]
+                    rows.append([place(point), str(best.cap), entry.contender, *cells])
+        heads = ["", "best cap", "contender", *(MEASURES[m].label for m in RATIOS)]
+        yield f"Factor by which each is better than {baseline} under its best cap", heads, rows
+
+
+def knee_table(about: About, found: Sequence[Point]) -> Table:
+    """At which load each contender's mean slowdown reaches 3."""
+    rows: list[list[str]] = []
+    for box in about.experiment.machines:
+        here = [p for p in found if p.machine == box.label]
+        if len(here) < 2:
+            continue
+        for contender in about.experiment.contenders:
+            own = knee_per_s(here, contender.label, is_capped=False)
+            best = knee_per_s(here, contender.label, is_capped=True)
+            rows.append([box.label, contender.label, _rate(own), _rate(best)])
+    heads = ["machine", "contender", "own admission (/s)", "best cap (/s)"]
+    return f"Load at which the mean slowdown reaches {KNEE_SLOWDOWN:g}", heads, rows
+
+
+def point_table(point: Point) -> Table:
+    """All measures at one point, means over seeds with half the width of their interval."""
+    rows: list[list[str]] = []
+    for entry in point.shown:
+        stuck = f" (stuck: {entry.errors[0]})" if entry.errors else ""
+        rows.append([entry.label + stuck, *(_value(entry, name) for name in MEASURES)])
+    seeds = ", ".join(map(str, point.seeds))
+    heads = ["", *(m.label for m in MEASURES.values())]
+    return f"{place(point)}: all measures (seeds {seeds})", heads, rows
+
+
+def markdown(about: About, lead: Sequence[str], tables: Sequence[Table]) -> str:
+    """The report as Markdown."""
+    made = f"`{shlex.join(about.command)}`"
+    parts = [f"# {about.experiment.title}", *lead]
+    for caption, heads, rows in tables:
+        lines = [f"## {caption}", "", _row(heads), f"|{'---|' * len(heads)}"]
+        lines += [_row(row) for row in rows]
+        parts.append("\n".join(lines) + f"\n\nMade by {made}")
+    return "\n\n".join(parts) + "\n"
+
+
+def page(about: About, lead: Sequence[str], tables: Sequence[Table], found: Sequence[Point]) -> str:
+    """The report as one HTML page; figures need matplotlib, of the bench extra."""
+    from mars.bench import experiment_plots, plots, report
+
+    made = f"<figcaption>Made by <code>{_text(shlex.join(about.command))}</code></figcaption>"
+    parts = [f"<h1>{_text(about.experiment.title)}</h1>"]
+    parts += [f'<p class="lead">{_text(text)}</p>' for text in lead]
+    for drawing in experiment_plots.DRAWINGS:
+        figure = plots.svg(experiment_plots.draw(drawing, found))
+        caption = f"<figcaption>{_text(drawing.caption)}</figcaption>{made}"
+        parts.append(f"<h2>{_text(drawing.heading)}</h2><figure>{figure}{caption}</figure>")
+    for caption, heads, rows in tables:
+        parts.append(f"<h2>{_text(caption)}</h2>{_html_table(heads, rows)}{made}")
+    tree = json.dumps(msgspec.to_builtins(about.experiment), indent=1)
+    parts.append(f"<h2>The experiment</h2><pre>{_text(tree)}</pre>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f"<title>{_text(about.experiment.title)}</title>\n"
+        f"<style>{report.STYLE}\n.wide {{ overflow-x: auto; }} .wide th, .wide td "
+        "{ padding: .2rem .5rem; font-size: 13px; }</style></head>\n"
+        "<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _lead(about: About, records: Sequence[CellRecord]) -> list[str]:
+    done = sum(1 for r in records if r.seed in about.seeds)
+    texts = [about.experiment.lead] if about.experiment.lead else []
+    if done < about.num_cells:
+        texts.append(
+            f"Incomplete: {done} of {about.num_cells} cells are done. Only seeds that everyone "
+            "at a point has finished are compared."
+        )
+    return [*texts, METHOD]
+
+
+def _tree(about: About, found: Sequence[Point]) -> dict[str, Any]:
+    return {
+        "schema": "mars.experiment-report/1",
+        "title": about.experiment.title,
+        "command": about.command,
+        "code": about.code,
+        "reference": about.experiment.reference,
+        "points": [
+            {
+                "machine": p.machine,
+                "rate_per_s": p.rate_per_s,
+                "is_low_load": p.is_low,
+                "seeds": p.seeds,
+                "entries": [_entry_tree(e) for e in p.entries],
+            }
+            for p in found
+        ],
+    }
+
+
+def _entry_tree(entry: Entry) -> dict[str, Any]:
+    return {
+        "contender": entry.contender,
+        "cap": entry.cap,
+        "is_best_cap": entry.is_best_cap,
+        "errors": entry.errors,
+        "values": entry.values,
+        "means": {m: _bounds(entry.interval(m)) for m in MEASURES},
+        "times_better_than_reference": _all_bounds(entry.to_reference),
+        "times_better_than_best_cap_of": {
+            name: _all_bounds(ratios) for name, ratios in entry.to_best_cap.items()
+        },
+    }
+
+
+def _all_bounds(intervals: dict[str, Interval]) -> dict[str, Any]:
+    return {name: _bounds(found) for name, found in intervals.items()}
+
+
+def _bounds(found: Interval | None) -> Any:
+    return None if found is None else msgspec.to_builtins(found)
+
+
+def _value(entry: Entry, name: str) -> str:
+    found, form = entry.interval(name), MEASURES[name].form
+    if found is None:
+        return NO_VALUE
+    text = format(found.estimate, form)
+    if found.high is None or found.estimate == found.high:
+        return text
+    return f"{text} ±{format(found.high - found.estimate, form)}"
+
+
+def _ratio(found: Interval | None) -> str:
+    if found is None:
+        return NO_VALUE
+    if found.low is None or found.high is None:
+        return f"{found.estimate:.2f}"
+    return f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def _rate(per_s: float | None) -> str:
+    return NO_VALUE if per_s is None else f"{per_s:.4f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_text(h)}</th>" for h in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide">{table}</div>'
+
+
+def _text(value: str) -> str:
+    return html.escape(value)
