@@ -56,6 +56,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     time_scale: Seconds = 1.0
     """The emulated accelerator's modelled times are multiplied by this; 2 is half speed."""
 
+    check_integrity_every: Annotated[int, Meta(ge=0)] = 0
+    """For debugging: check the block accounting every so many steps, and stop the engine
+    with what is wrong. 0: never; 1 costs about one pass over all blocks per step."""
+
     sample_interval_s: Seconds = 0.25
     """Between two samples of the engine's load. Chosen: the control interval is 0.2 s and
     decisions need one fresh sample, not several."""

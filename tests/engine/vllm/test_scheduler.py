@@ -14,6 +14,8 @@ pytest.importorskip("vllm")
 from mars.core.cost import CostModel
 from mars.core.events import Event
 from mars.core.policy import scheduling_policies
+from mars.engine.vllm.integrity import check_integrity
+from mars.engine.vllm.scheduler import MarsScheduler
 from mars.engine.vllm.virtual import VirtualEngine, VirtualShape
 from mars.profiles import load_profile
 
@@ -74,23 +76,11 @@ class Closed:
             self.check_integrity()
 
     def check_integrity(self) -> None:
-        """Every block is free, or referenced as often as somebody uses or retains it."""
         scheduler = self.engine.scheduler
-        pool = scheduler.kv_cache_manager.block_pool
-        references: Counter[int] = Counter()
-        for request in scheduler.requests.values():
-            for group in scheduler.kv_cache_manager.get_blocks(request.request_id).blocks:
-                references.update(b.block_id for b in group if not b.is_null)
-        retained = getattr(scheduler, "_retained", None)
-        if retained is not None:
-            for blocks in retained._blocks.values():
-                references.update(b.block_id for b in blocks)
-        free = {b.block_id for b in pool.free_block_queue.get_all_free_blocks()}
-        assert len(free) == pool.get_num_free_blocks()
-        for block in pool.blocks:
-            if not block.is_null:
-                assert block.ref_cnt == references[block.block_id]
-                assert (block.block_id in free) == (block.ref_cnt == 0)
+        if isinstance(scheduler, MarsScheduler):
+            scheduler.check_integrity()
+        else:
+            check_integrity(scheduler)
 
 
 def names() -> list[str]:

@@ -8,6 +8,7 @@ block an admission; only *which* of them is given away first changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from math import inf
 
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
@@ -95,15 +96,20 @@ class ValueOrderedBlocks:
         self.append_n([block])
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
-        """Cached blocks are free; they belong to the session named in ``freeing``."""
+        """Cached blocks are free; they belong to the session named in ``freeing``.
+
+        Without one (vLLM frees late what a step in flight may still write), to their last
+        user; blocks that nobody is known to have used go first.
+        """
         self.num_free_blocks += len(blocks)
-        owner = self.freeing
-        if owner is None:
-            self._plain.append_n(blocks)
-            return
+        freeing = self.freeing
         for block in blocks:
-            is_shared = self._last_user.get(block.block_id, owner) != owner
-            name = SHARED if is_shared else owner
+            name = user = self._last_user.get(block.block_id, freeing)
+            if name is None:
+                self._plain.append(block)
+                continue
+            if freeing is not None and user != freeing:
+                name = SHARED
             queue = self._by_owner.get(name)
             if queue is None:
                 queue = self._by_owner[name] = FreeKVCacheBlockQueue([])
@@ -119,10 +125,9 @@ class ValueOrderedBlocks:
         self._plain.prepend_n(blocks)
 
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
-        """All free blocks in eviction order (tests)."""
-        self._rank()
+        """All free blocks in eviction order, as it is now; looking changes nothing."""
         blocks = self._plain.get_all_free_blocks()
-        for _, owner in reversed(self._order):
+        for _, owner in reversed(self._ranked()):
             blocks += self._by_owner[owner].get_all_free_blocks()
         return blocks
 
@@ -144,6 +149,31 @@ class ValueOrderedBlocks:
             elif before != session_id:
                 last[block.block_id] = SHARED
 
+    def forget(self) -> None:
+        """The prefix cache was reset: free blocks have no content and no owner any more."""
+        for queue in self._by_owner.values():
+            self._plain.prepend_n(queue.popleft_n(queue.num_free_blocks))
+        self._by_owner.clear()
+        self._list_of.clear()
+        self._last_user.clear()
+        self._order.clear()
+
+    def problems(self) -> list[str]:
+        """What is wrong with the bookkeeping, in words; nothing when it is sound."""
+        found: list[str] = []
+        listed: dict[int, str] = {}
+        for owner, queue in self._by_owner.items():
+            blocks = queue.get_all_free_blocks()
+            if len(blocks) != queue.num_free_blocks or not blocks:
+                found.append(f"list of {owner!r} counts {queue.num_free_blocks}, has {len(blocks)}")
+            listed.update((block.block_id, owner) for block in blocks)
+        if listed != self._list_of:
+            found.append(f"{len(listed)} blocks lie in lists, {len(self._list_of)} are recorded")
+        total = self._plain.num_free_blocks + len(listed)
+        if total != self.num_free_blocks:
+            found.append(f"{self.num_free_blocks} free blocks counted, {total} present")
+        return found
+
     def num_blocks_of(self, session_id: str) -> int:
         """Free cached blocks of one session."""
         queue = self._by_owner.get(session_id)
@@ -156,9 +186,11 @@ class ValueOrderedBlocks:
 
     def _rank(self) -> None:
         self._ranked_at = self._clock()
+        self._order = self._ranked()
+
+    def _ranked(self) -> list[tuple[float, str]]:
         value = self._value
-        order = [
-            (float("inf") if owner is SHARED else value(owner), owner) for owner in self._by_owner
-        ]
-        order.sort(reverse=True)
-        self._order = order
+        return sorted(
+            ((inf if owner is SHARED else value(owner), owner) for owner in self._by_owner),
+            reverse=True,
+        )

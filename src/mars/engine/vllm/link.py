@@ -9,9 +9,32 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from vllm.config import ParallelConfig
+
 from mars.config import EngineConfig
 from mars.core.events import EngineSampled, Event
 from mars.telemetry.zmq_stream import ControlReceiver, EventPublisher
+
+
+def rank_of(parallel: ParallelConfig) -> int:
+    """Data-parallel rank of this engine; each rank is an engine core with own sockets."""
+    return parallel.data_parallel_index
+
+
+def endpoint_of_rank(endpoint: str, rank: int) -> str:
+    """Address of one data-parallel rank: the port plus ``rank``, or a suffix ``.rank``.
+
+    Raises:
+        ValueError: a ``tcp`` address without a port.
+    """
+    if rank == 0:
+        return endpoint
+    if not endpoint.startswith("tcp://"):
+        return f"{endpoint}.{rank}"
+    host, _, port = endpoint.rpartition(":")
+    if not port.isdigit():
+        raise ValueError(f"endpoint {endpoint!r} names no port to count the ranks from")
+    return f"{host}:{int(port) + rank}"
 
 
 class EngineLink:
@@ -20,12 +43,18 @@ class EngineLink:
     A small thread repeats the last sample while the engine has nothing to do, so that the
     control plane can tell an idle engine from a dead one. Without endpoints nothing is
     published and events are dropped at once.
+
+    Args:
+        config: names the endpoints.
+        rank: data-parallel rank, which moves them (:func:`endpoint_of_rank`).
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, rank: int = 0) -> None:
         self._pending: list[Event] = []
         self._receiver = (
-            ControlReceiver(config.control_endpoint) if config.control_endpoint else None
+            ControlReceiver(endpoint_of_rank(config.control_endpoint, rank))
+            if config.control_endpoint
+            else None
         )
         self._publisher: EventPublisher | None = None
         self._last_sample: EngineSampled | None = None
@@ -33,7 +62,7 @@ class EngineLink:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         if config.events_endpoint:
-            self._publisher = EventPublisher(config.events_endpoint)
+            self._publisher = EventPublisher(endpoint_of_rank(config.events_endpoint, rank))
             threading.Thread(
                 target=self._heartbeat,
                 args=(config.sample_interval_s,),

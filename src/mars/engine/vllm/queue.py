@@ -25,6 +25,10 @@ class RankedQueue(FCFSRequestQueue):
     def __bool__(self) -> bool:
         return len(self) > 0 and self._gate(self[0])
 
+    def peek_request(self) -> Request:
+        """The first; vLLM has just asked the gate, which is not asked again."""
+        return self[0]
+
     def reorder(self, requests: list[Request]) -> None:
         """Take a new order of the same requests."""
         self.clear()

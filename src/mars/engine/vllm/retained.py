@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -28,6 +30,10 @@ class RetainedBlocks:
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    def items(self) -> Iterable[tuple[str, list[KVCacheBlock]]]:
+        """Sessions and their blocks."""
+        return self._blocks.items()
 
     def hold(self, session_id: str, blocks: list[KVCacheBlock]) -> None:
         """Reference these blocks; a session's earlier ones are let go first."""

@@ -26,7 +26,8 @@ from mars.core.model import Load, ToolCall, Turn
 from mars.engine.vllm.blocks import ValueOrderedBlocks
 from mars.engine.vllm.compat import abilities, check_seams
 from mars.engine.vllm.evictions import EvictionWatch
-from mars.engine.vllm.link import EngineLink
+from mars.engine.vllm.integrity import check_integrity
+from mars.engine.vllm.link import EngineLink, rank_of
 from mars.engine.vllm.prefix import PrefixAnchor
 from mars.engine.vllm.queue import RankedQueue
 from mars.engine.vllm.retained import RetainedBlocks, cached_blocks
@@ -47,7 +48,7 @@ class MarsScheduler(AsyncScheduler):
     clock: Callable[[], float] = staticmethod(time.monotonic)
     """Seconds; replaced by virtual time in the agreement tests."""
 
-    link_type: Callable[[EngineConfig], EngineLink] = EngineLink
+    link_type: Callable[[EngineConfig, int], EngineLink] = EngineLink
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         check_seams()
@@ -59,7 +60,7 @@ class MarsScheduler(AsyncScheduler):
         policy = make_policy(config)
         pool = self.kv_cache_manager.block_pool
         self._pool = pool
-        self._link = self.link_type(config)
+        self._link = self.link_type(config, rank_of(self.vllm_config.parallel_config))
         self._co = CoScheduler(
             policy,
             num_blocks=pool.num_gpu_blocks - 1,
@@ -71,9 +72,12 @@ class MarsScheduler(AsyncScheduler):
         self._retained = RetainedBlocks(pool)
         self._values: ValueOrderedBlocks | None = None
         self._follows = not policy.keeps_engine_order
+        self._caps_prefill = self._follows and self._can.caps_prefill
         self._now = self.clock()
         self._load = self._current_load(self._now)
         self._num_granted = 0
+        self._check_every = config.check_integrity_every
+        self._num_calls = 0
         self._refused: tuple[str, int] | None = None
         self._awaiting_first: dict[str, Request] = {}
         self._stock_allocate = self.kv_cache_manager.allocate_slots
@@ -107,6 +111,8 @@ class MarsScheduler(AsyncScheduler):
         for message in self._link.commands():
             self._control(message)
         self._load = self._current_load(now)
+        for session_id, reason in self._co.expired(self._load, now):
+            self._release(session_id, reason)
         if self._follows:
             self._before_step(now)
         output = super().schedule(*args, **kwargs)
@@ -116,8 +122,6 @@ class MarsScheduler(AsyncScheduler):
         return output
 
     def _before_step(self, now: float) -> None:
-        for session_id, reason in self._co.expired(self._load, now):
-            self._release(session_id, reason)
         self._num_granted = 0
         turns = self._co.turns
         rank = self._co.rank_key
@@ -147,7 +151,7 @@ class MarsScheduler(AsyncScheduler):
     def _started(self, turn: Turn, request: Request, num_cached_tokens: int, now: float) -> None:
         anchor: PrefixAnchor | None = turn.session.engine_state
         known = anchor.reusable_blocks(request.block_hashes) if anchor else 0
-        self._co.started(turn, num_cached_tokens, known * self.block_size, now)
+        self._co.started(turn, num_cached_tokens, known * self.hash_block_size, now)
         if turn.first_token_at is None:
             self._awaiting_first[request.request_id] = request
         if turn.session.session_id in self._retained:
@@ -162,7 +166,18 @@ class MarsScheduler(AsyncScheduler):
         self._sampler.step_ended(args[0].total_num_scheduled_tokens, now)
         if self._link.is_listening:
             self._sample(now)
+        self._num_calls += 1
+        if self._check_every and self._num_calls % self._check_every == 0:
+            self.check_integrity()
         return outputs
+
+    def check_integrity(self) -> None:
+        """Check the accounting of blocks, turns and sessions.
+
+        Raises:
+            IntegrityError: lists what does not agree.
+        """
+        check_integrity(self, co=self._co, retained=self._retained, values=self._values)
 
     def _sample(self, now: float) -> None:
         sample = self._sampler.sample(self._co, self._current_load(now), now)
@@ -187,6 +202,13 @@ class MarsScheduler(AsyncScheduler):
             )
         super().add_request(request)
 
+    def _update_request_as_session(self, session: Request, *args: Any, **kwargs: Any) -> None:
+        """Streaming input: the next piece of the prompt is here."""
+        super()._update_request_as_session(session, *args, **kwargs)
+        turn = self._co.turns[session.request_id]
+        turn.num_prompt_tokens = session.num_prompt_tokens
+        turn.num_output_tokens = session.num_output_tokens
+
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)
         self._co.preempted(self._co.turns[request.request_id], self._now)
@@ -204,7 +226,8 @@ class MarsScheduler(AsyncScheduler):
         self._awaiting_first.pop(request.request_id, None)
         turn.num_output_tokens = request.num_output_tokens
         blocks = cached_blocks(self.kv_cache_manager, request) if self._can.holds_kv else []
-        turn.session.engine_state = PrefixAnchor.of(request.block_hashes)
+        if turn.first_scheduled_at is not None:
+            turn.session.engine_state = PrefixAnchor.of(request.block_hashes)
         hold = self._co.finished(
             turn, self._load, now, reason=_finish_reason(request), num_cached_blocks=len(blocks)
         )
@@ -227,7 +250,13 @@ class MarsScheduler(AsyncScheduler):
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         for session_id in list(self._co.held):
             self._release(session_id, "reset")
-        return super().reset_prefix_cache(*args, **kwargs)
+        is_reset = super().reset_prefix_cache(*args, **kwargs)
+        if is_reset:
+            self._refused = None
+            self._co.forget_cached()
+            if self._values is not None:
+                self._values.forget()
+        return is_reset
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -238,8 +267,10 @@ class MarsScheduler(AsyncScheduler):
         free = self._pool.get_num_free_blocks()
         # A refused head is not looked up again until memory came free: same result,
         # without vLLM's prefix lookup per step (27% of its scheduling time, VLLM.md).
-        if self._refused is not None:
-            if self._refused[0] == request.request_id and free <= self._refused[1]:
+        # With nobody running it is: what was denied it for others' sake is now its own.
+        refused = self._refused
+        if refused is not None and self.running:
+            if refused[0] == request.request_id and free <= refused[1]:
                 return False
             self._refused = None
         turn = self._co.turns[request.request_id]
@@ -250,7 +281,7 @@ class MarsScheduler(AsyncScheduler):
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
         granted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        if not self._follows or not self._can.caps_prefill or granted <= 1:
+        if not self._caps(request, granted):
             self._num_granted += 1
             return granted
         turn = self._co.turns[request.request_id]
@@ -261,6 +292,12 @@ class MarsScheduler(AsyncScheduler):
             granted = self._fit(turn, request, num_computed_tokens, granted)
         self._num_granted += granted > 0
         return granted
+
+    def _caps(self, request: Request, num_tokens: int) -> bool:
+        # A decode with its drafts is one piece; vLLM asserts on that. Where a picture's
+        # tokens may be cut is for vLLM to say, and it has been asked before us.
+        is_decode = num_tokens <= 1 + self.num_spec_tokens
+        return not is_decode and self._caps_prefill and not request.mm_features
 
     def _fit(self, turn: Turn, request: Request, num_computed_tokens: int, wanted: int) -> int:
         """Cut a running prefill chunk to free memory; 0: wait for the better-ranked.
@@ -302,6 +339,12 @@ class MarsScheduler(AsyncScheduler):
 
     # --- the control plane -------------------------------------------------------------
     def _control(self, message: dict[str, Any]) -> None:
+        try:
+            self._obey(message)
+        except (KeyError, TypeError) as error:
+            logger.warning("MARS control message %r ignored: %r", message, error)
+
+    def _obey(self, message: dict[str, Any]) -> None:
         session_id = message["session_id"]
         match message["op"]:
             case "session_end":
@@ -329,7 +372,7 @@ class MarsScheduler(AsyncScheduler):
             kv_blocks_retained=self._retained.num_blocks,
             block_size=self.block_size,
             num_running=len(self.running),
-            num_waiting=len(self.waiting),
+            num_waiting=self.get_request_counts()[1],
             preemptions=self._co.preemptions,
             computed_tokens=self._co.computed_tokens,
             recomputed_tokens=self._co.recomputed_tokens,

@@ -219,7 +219,7 @@ class VirtualEngine:
         def clock() -> float:
             return self.now
 
-        def link(_: object) -> _Wire:
+        def link(*_: object) -> _Wire:
             return self._link
 
         members = {"clock": staticmethod(clock), "link_type": staticmethod(link)}
