@@ -208,8 +208,8 @@ class CoScheduler:
         levels = self._levels
         for turn, num_tokens in served:
             session = turn.session
-            # Decoding at the first level is by far the most frequent, and stays there.
-            may_move = levels is not None and (turn.level > 0 or turn.is_prefill)
+            # One token at the first level is by far the most frequent, and stays there.
+            may_move = levels is not None and (num_tokens > 1 or turn.level > 0)
             if levels is not None and may_move:
                 levels.look(turn, "ageing", now)
             # A turn not served in the step before has not used the time since.

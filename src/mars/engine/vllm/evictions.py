@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 
 class EvictionWatch:
-    """Tells the session that freed a cached block last when the block is given away.
+    """Counts blocks given away with cached content, by the session that freed them last.
 
     Args:
         pool: vLLM's block pool; its ``_maybe_evict_cached_block`` is wrapped.
@@ -23,6 +24,7 @@ class EvictionWatch:
         self._stock: Callable[[KVCacheBlock], bool] = seam._maybe_evict_cached_block  # noqa: SLF001
         self._take = take
         self._last_user: dict[int, str] = {}
+        self._num_evicted: defaultdict[str, int] = defaultdict(int)
         seam._maybe_evict_cached_block = self._maybe_evict  # noqa: SLF001
 
     def use(self, session_id: str, blocks: Iterable[KVCacheBlock]) -> None:
@@ -30,9 +32,17 @@ class EvictionWatch:
         for block in blocks:
             self._last_user[block.block_id] = session_id
 
+    def hand_over(self) -> None:
+        """End a step: tell what was given away in it."""
+        for session_id, num_blocks in self._num_evicted.items():
+            self._take(session_id, num_blocks)
+        self._num_evicted.clear()
+
     def _maybe_evict(self, block: KVCacheBlock) -> bool:
-        is_evicted = self._stock(block)
-        user = self._last_user.pop(block.block_id, None)
-        if is_evicted and user is not None:
-            self._take(user, 1)
-        return is_evicted
+        # Once for every block given away: nothing but counting.
+        if not self._stock(block):
+            return False
+        user = self._last_user.get(block.block_id)
+        if user is not None:
+            self._num_evicted[user] += 1
+        return True

@@ -117,7 +117,9 @@ class MarsScheduler(AsyncScheduler):
             self._before_step(now)
         output = super().schedule(*args, **kwargs)
         self._after_step(output, now)
-        self._evictions.tell(self._load, now)
+        if self._watch is not None:
+            self._watch.hand_over()
+            self._evictions.tell(self._load, now)
         self._sampler.step_started(output.total_num_scheduled_tokens, now)
         return output
 

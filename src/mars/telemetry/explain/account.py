@@ -75,13 +75,11 @@ class Life:
         self.events = [e for e in log.events_of[view.session_id] if self.start <= e.time < until]
         self.turns: list[TurnFacts] = [
             turn
-            for turn in log.turns
-            if turn.session_id == view.session_id and self.start <= turn.submitted_at < until
+            for turn in log.turns_of[view.session_id]
+            if self.start <= turn.submitted_at < until
         ]
         self.tools: list[ToolFacts] = [
-            call
-            for call in log.tools
-            if call.event.session_id == view.session_id and self.start <= call.queued_at < until
+            call for call in log.tools_of[view.session_id] if self.start <= call.queued_at < until
         ]
         self.stretches = list(self._stretches(spans))
 
@@ -182,8 +180,8 @@ def _idle_tail_s(view: SessionView, spans: list[Span]) -> float:
 def _next_life(log: RunLog, view: SessionView) -> float:
     later = (
         other.arrived_at
-        for other in log.views
-        if other.session_id == view.session_id and other.arrived_at > view.arrived_at
+        for other in log.lives_of[view.session_id]
+        if other.arrived_at > view.arrived_at
     )
     return min(later, default=float("inf"))
 

@@ -73,6 +73,9 @@ class RunLog:
         fold = fold_events(ordered)
         self.views: list[SessionView] = [*fold.ended.values(), *fold.sessions.values()]
         """One life of a session each."""
+        self.lives_of: dict[str, list[SessionView]] = defaultdict(list)
+        for view in self.views:
+            self.lives_of[view.session_id].append(view)
         self.end = fold.time
         self.num_dropped = fold.counters.events_dropped
         self.samples = list(fold.engine_samples)
@@ -81,6 +84,8 @@ class RunLog:
         """All turns, in order of submission."""
         self.tools: list[ToolFacts] = []
         self.holds: list[HoldFacts] = []
+        self.turns_of: dict[str, list[TurnFacts]] = defaultdict(list)
+        self.tools_of: dict[str, list[ToolFacts]] = defaultdict(list)
         self.events_of: dict[str, list[ev.SessionEvent]] = defaultdict(list)
         self._open_turns: dict[str, TurnFacts] = {}
         self._open_tools: dict[tuple[str, str], ToolFacts] = {}
@@ -96,7 +101,7 @@ class RunLog:
         Raises:
             UnknownSessionError: the log has none.
         """
-        lives = [view for view in self.views if view.session_id == session_id]
+        lives = self.lives_of.get(session_id)
         if not lives:
             raise UnknownSessionError(self._unknown(session_id))
         if generation is None:
@@ -115,7 +120,7 @@ class RunLog:
         return self.samples[index - 1] if index else None
 
     def _unknown(self, session_id: str) -> str:
-        known = list(dict.fromkeys(view.session_id for view in self.views))
+        known = list(self.lives_of)
         if not known:
             return "the log has no sessions"
         near = [name for name in known if session_id in name or name in session_id]
@@ -141,6 +146,7 @@ class RunLog:
                     event.num_prompt_tokens,
                 )
                 self.turns.append(turn)
+                self.turns_of[event.session_id].append(turn)
             case ev.ToolQueued() | ev.ToolStarted() | ev.ToolFinished():
                 self._take_in_tool(event)
             case _:
@@ -183,5 +189,6 @@ class RunLog:
                 queued_at -= event.queued_s
             call = self._open_tools[key] = ToolFacts(event, queued_at)
             self.tools.append(call)
+            self.tools_of[event.session_id].append(call)
         if isinstance(event, ev.ToolStarted):
             call.started_at = event.time

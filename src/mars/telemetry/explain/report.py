@@ -141,7 +141,7 @@ def _notes(life: Life) -> list[str]:
     if life.idle_tail_s > 0:
         tail = f"Not counted: {seconds(life.idle_tail_s)} at the end in which it asked for nothing"
         notes.append(tail + (", until it was given up." if life.is_complete else "."))
-    lives = sum(1 for other in log.views if other.session_id == view.session_id)
+    lives = len(log.lives_of[view.session_id])
     if lives > 1:
         notes.append(f"This is life {view.generation} of {lives}; --generation shows another.")
     if log.num_dropped:
