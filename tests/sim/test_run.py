@@ -96,6 +96,21 @@ def test_all_registered_policies_run_to_the_end() -> None:
         assert summary.sct_mean_s is not None
 
 
+def test_watching_a_run_shows_its_load_and_does_not_change_it() -> None:
+    seen: list[ev.Event] = []
+    watched = simulate(BUSY.trace(), PRESSED, sink=seen.append)
+    assert encode_result(watched) == encode_result(simulate(BUSY.trace(), PRESSED))
+    samples = [event for event in seen if isinstance(event, ev.EngineSampled)]
+    assert [e.time for e in samples] == [float(i) for i in range(len(samples))]
+    assert len(samples) >= int(watched.summary.duration_s)
+    assert samples[-1].computed_tokens == watched.summary.computed_tokens
+    assert min(e.kv_blocks_free for e in samples) < 100
+    hosts = [event for event in seen if isinstance(event, ev.HostSampled)]
+    assert max(e.tools_queued for e in hosts) > 0
+    times = [event.time for event in seen]
+    assert times == sorted(times)
+
+
 def sct(result: Result, session_id: str) -> float:
     found = next(s.sct_s for s in result.sessions if s.session_id == session_id)
     assert found is not None

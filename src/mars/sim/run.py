@@ -22,6 +22,7 @@ from mars.sim.host import Host
 from mars.sim.loop import Driver, EngineModel, EventLoop
 from mars.sim.policy_engine import PolicyEngine
 from mars.sim.record import Recorder
+from mars.sim.samples import Sampler
 from mars.sim.sessions import Sessions
 from mars.traces.schema import TraceSession
 
@@ -133,7 +134,7 @@ def simulate(
     Args:
         sessions: the trace; sessions without turns are left out.
         config: policies and machine.
-        sink: receives every event (``mars.core.events``), in order.
+        sink: receives every event (``mars.core.events``), with a load sample a second.
         make_engine: the engine model; vLLM's own scheduler in the agreement tests.
 
     Raises:
@@ -186,6 +187,9 @@ class _Run:
         depth = PIPELINE_DEPTH if machine.shape.is_async else 1
         self.driver = Driver(self.events, self.engine, self.sessions.finished, depth)
         self._last_end = 0.0
+        if sink is not None and isinstance(self.engine, Engine):
+            is_alive = self.sessions.is_alive
+            Sampler(self.events, self.engine, self.host, self.driver, emit, is_alive)
 
     def expect(self, session: TraceSession) -> None:
         ideal_s = ideal_time_s(

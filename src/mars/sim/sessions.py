@@ -74,6 +74,10 @@ class Sessions:
         self._is_ticking = False
         self._moves = type(admission).on_tick is not BaseAdmission.on_tick
 
+    def is_alive(self) -> bool:
+        """Whether sessions are under way or still to come."""
+        return bool(self._live) or self._num_to_come > 0
+
     # --- control plane -------------------------------------------------------------------
     def expect(self, trace: TraceSession) -> None:
         """A session that will arrive."""
