@@ -70,6 +70,7 @@ def main() -> None:
     cases: list[tuple[str, str, dict[str, Any]]] = [
         ("fifo", "fifo", {}),
         ("shortest", "shortest", {}),
+        ("shortest, overcommit 4", "shortest", {"overcommit": 4.0}),
     ]
     if given.options:
         cases += [(f"{n}={o[n]:g}", "shortest", o) for n, o in VARIANTS]

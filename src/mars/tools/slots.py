@@ -21,10 +21,10 @@ def parse_cores(text: str) -> frozenset[int]:
     """
     cores: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
             raise ValueError(f"{text!r} is not a list of cores, as in 2-5,8")
-        cores.update(range(int(first), int(last or first) + 1))
+        cores.update(range(int(first), int(last if dash else first) + 1))
     usable = os.sched_getaffinity(0)
     if not cores or not cores <= usable:
         missing = sorted(cores - usable)
