@@ -146,8 +146,6 @@ def waits(turn: TurnFacts) -> list[tuple[float, float]]:
 def first_recomputed(turn: TurnFacts) -> int:
     """Tokens its first step found lost, without those that its own preemptions cost."""
     again = sum(resumed.num_recomputed_tokens for resumed in turn.resumed)
-    if turn.preempted and not turn.resumed:
-        again = sum(lost.lost_tokens for lost in turn.preempted)
     return max(0, turn.num_recomputed_tokens - again)
 
 
