@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from mars.core.model import ActiveSet, HeldSession, Load, Session
+from mars.core.model import ActiveSet, Activity, HeldSession, Load, Session
 
 
 class GrowthForecast:
@@ -86,6 +86,24 @@ class Projection:
     def present_tokens(self, session: Session) -> int:
         """Context of an active session, its first prompt while that is under way."""
         return max(session.context_tokens, self._first.get(session.session_id, 0))
+
+    def working_set_tokens(
+        self, active: ActiveSet, now: float, *, idle_weight: float = 1.0, idle_s: float = 10.0
+    ) -> float:
+        """Projected need of the active sessions: context plus the growth ahead of each.
+
+        Sessions that wait for a tool or a human for longer than ``idle_s`` count
+        ``idle_weight`` (0..1).
+        """
+        ahead = self.growth.ahead_tokens()
+        total = 0.0
+        for session in active.sessions.values():
+            since = session.last_turn_finished_at
+            is_acting = session.activity is Activity.ACTING and since is not None
+            is_idle = is_acting and now - (since or 0.0) > idle_s
+            tokens = self.present_tokens(session) + ahead
+            total += idle_weight * tokens if is_idle else tokens
+        return total
 
 
 class TurnsAhead:

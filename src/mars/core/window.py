@@ -127,3 +127,24 @@ class CpuPressure:
             return math.inf
         mean = max(0.1, (self.backlog.low + self.backlog.high) / 2.0)
         return float(math.ceil(self.num_slots * mean))
+
+
+@dataclass(slots=True)
+class Smoothed:
+    """Exponential average over time: a sample counts by the seconds since the one before."""
+
+    tau_s: float
+    value: float | None = None
+    _at: float = 0.0
+
+    def update(self, value: float | None, now: float) -> float | None:
+        """Take one sample; unknown ones leave it alone. Returns the average."""
+        if value is None or math.isnan(value):
+            return self.value
+        if self.value is None:
+            self.value = value
+        else:
+            weight = 1.0 - math.exp(-max(0.0, now - self._at) / self.tau_s)
+            self.value += weight * (value - self.value)
+        self._at = now
+        return self.value

@@ -71,8 +71,7 @@ class WorkingSet(BaseAdmission):
 
     def _chosen(self, queue: list[HeldSession], active: ActiveSet, now: float) -> list[HeldSession]:
         ahead = self.projection.growth.ahead_tokens()
-        present = self.projection.present_tokens
-        used = sum(present(s) + ahead for s in active.sessions.values())
+        used = self.projection.working_set_tokens(active, now)
         chosen = fitting(
             queue,
             budget=self.target * self.projection.pool_tokens - used,
