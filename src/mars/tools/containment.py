@@ -14,6 +14,7 @@ from mars.tools.members import Orphans, ProcessStat, find_members, read_stat, si
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _KILL_ROUNDS = 5
+_DEAD = ("Z", "X")
 
 
 class Containment(Protocol):
@@ -64,12 +65,12 @@ class GroupContainment:
 
     def kill(self) -> int:
         self.orphans.reap()
-        pids = self._group.pids()
-        if pids:
-            seen = [read_stat(pid) for pid in pids if pid != self._leader]
-            self.orphans.note(stat for stat in seen if stat is not None)
+        seen = [stat for pid in self._group.pids() if (stat := read_stat(pid)) is not None]
+        self.orphans.note(stat for stat in seen if stat.pid != self._leader)
+        num_alive = sum(stat.state not in _DEAD for stat in seen)  # the dead are listed, too
+        if num_alive:
             self._group.signal(signal.SIGKILL)
-        return len(pids)
+        return num_alive
 
     def sample_memory(self) -> int:
         now_bytes = _rss_bytes([read_stat(pid) for pid in self._group.pids()])
@@ -118,7 +119,7 @@ class SearchContainment:
         num_alive = 0
         for _ in range(_KILL_ROUNDS):
             members = self._members()
-            alive = [m for m in members if m.state != "Z"]
+            alive = [m for m in members if m.state not in _DEAD]
             num_alive = max(num_alive, len(alive))
             signal_members(alive, signal.SIGSTOP)
             signal_members(alive, signal.SIGKILL)
