@@ -261,7 +261,8 @@ def _decode(life: Life, turn: TurnFacts | None, parts: list[Stretch]) -> str:
     )
     return sentence(
         f"{count(turn.num_output_tokens, 'token')}, {seconds(each_s)} each",
-        f"{count(len(beside), 'other turn')} ran at some time meanwhile"
+        (f"{count(len(beside), 'other turn')} ran at some time" if beside else "nobody else ran")
+        + " meanwhile"
         + (f" and prefilled {count(prefilled, 'token')}" if prefilled else ""),
         f"includes computing {count(again, 'token')} again after a preemption" if again else "",
         f"ended by {turn.finish_reason}" if turn.finish_reason not in ("stop", "length") else "",
