@@ -92,7 +92,7 @@ def live(co: CoScheduler, first: int, last: int) -> None:
             co.served([(turn, turn.num_prompt_tokens)], now + k)
             turn.num_output_tokens = 10
             if co.finished(turn, LOAD, now + k, reason="stop", num_cached_blocks=100):
-                co.released(sid, "expired", now + k)
+                co.held.released(sid, "expired", now + k)
             co.tool_started(ToolCall(f"t{i}/{k}", sid, f"tool{i}", now + k))
         co.end_session(sid)
         assert sid not in co.sessions

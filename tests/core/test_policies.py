@@ -155,12 +155,12 @@ def returns(policy, gaps, tool):
         first = co.submit(f"{sid}/0", sid, 1000, now)
         co.started(first, 0, 0, now)
         if co.finished(first, LOAD, now, reason="stop", num_cached_blocks=60):
-            co.released(sid, "expired", now)
+            co.held.released(sid, "expired", now)
         co.tool_started(ToolCall("t", sid, tool, now))
         second = co.submit(f"{sid}/1", sid, 1100, now + gap_s)
         co.started(second, 0, 0, now + gap_s)
         if co.finished(second, LOAD, now + gap_s, reason="stop", num_cached_blocks=60):
-            co.released(sid, "expired", now + gap_s)
+            co.held.released(sid, "expired", now + gap_s)
         co.end_session(sid)
 
 

@@ -7,38 +7,13 @@ The vLLM plug-in and the simulator own the mechanism (queues, blocks, steps) and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from mars.core import events
+from mars.core.held import Emit, HeldKv, RetentionLimits
 from mars.core.levels import LevelWatch
 from mars.core.model import Activity, Load, Session, SessionState, ToolCall, Turn
 from mars.core.policy import Rank, SchedulingPolicy
-
-Emit = Callable[[events.Event], None]
-
-
-@dataclass(slots=True, frozen=True)
-class RetentionLimits:
-    """Hard bounds on held KV, whatever a policy wishes (chosen; DESIGN section 5).
-
-    ``max_share`` of the KV pool (0..1) may be held for tool-blocked sessions, each for at
-    most ``max_hold_s`` seconds. ``session_idle_s`` after its last turn a session is
-    forgotten, which bounds memory when nobody says that it ended.
-    """
-
-    max_share: float = 0.5
-    max_hold_s: float = 120.0
-    session_idle_s: float = 3600.0
-
-
-@dataclass(slots=True)
-class HeldKv:
-    """References held on the KV of one tool-blocked session."""
-
-    session: Session
-    num_blocks: int
-    held_since: float
 
 
 class CoScheduler:
@@ -68,7 +43,7 @@ class CoScheduler:
         self.limits = limits or RetentionLimits()
         self.sessions: dict[str, Session] = {}
         self.turns: dict[str, Turn] = {}
-        self.held: dict[str, HeldKv] = {}
+        self.held = HeldKv(policy, self.limits, num_blocks, block_size, emit)
         self.computed_tokens = 0
         self.recomputed_tokens = 0
         self.preemptions = 0
@@ -286,14 +261,8 @@ class CoScheduler:
         session.last_turn_finished_at = now
         session.activity = Activity.ACTING
         self.policy.on_finish(turn, now)
-        hold = (
-            num_cached_blocks > 0
-            and session.state is not SessionState.ENDED
-            and session.num_open_turns == 0
-            and reason not in ("abort", "error")
-            and not self.policy.keeps_engine_order
-            and self.policy.holds_kv(session, load, now)
-            and self._held_blocks() + num_cached_blocks <= self.limits.max_share * self.num_blocks
+        hold = reason not in ("abort", "error") and self.held.may_hold(
+            session, num_cached_blocks, load, now
         )
         self.emit(
             events.TurnFinished(
@@ -312,16 +281,7 @@ class CoScheduler:
             )
         )
         if hold:
-            self.held[session.session_id] = HeldKv(session, num_cached_blocks, now)
-            value = self.policy.retention_value(session, load, now)
-            self.emit(
-                events.KvRetained(
-                    time=now,
-                    session_id=session.session_id,
-                    num_blocks=num_cached_blocks,
-                    value=value,
-                )
-            )
+            self.held.hold(session, num_cached_blocks, load, now)
         if session.state is SessionState.ENDED and session.num_open_turns == 0:
             self._forget(session)
         return hold
@@ -354,7 +314,7 @@ class CoScheduler:
         for other in others:
             pending += self.blocks_of(max(1, other.num_tokens - other.num_computed_tokens))
         own = self.held.get(turn.session.session_id)
-        available = free_blocks + self._held_blocks()
+        available = free_blocks + self.held.num_blocks
         if own is not None:
             available -= own.num_blocks
         need = self.blocks_of(turn.num_tokens + 1) - (own.num_blocks if own else 0)
@@ -371,39 +331,11 @@ class CoScheduler:
         Also forgets idle sessions.
         """
         self.policy.on_step(self.turns.values(), load, now)
-        out: list[tuple[str, str]] = []
-        for session_id, held in self.held.items():
-            if now - held.held_since > self.limits.max_hold_s:
-                out.append((session_id, "bound"))
-            elif not self.policy.holds_kv(held.session, load, now):
-                out.append((session_id, "expired"))
+        out = self.held.expired(load, now)
         if now >= self._next_sweep_at:
             self._next_sweep_at = now + 60.0
             self._forget_idle(now)
         return out
-
-    def release_order(self, load: Load, now: float) -> list[str]:
-        """Held sessions, the least worth keeping first (release under pressure)."""
-        value = self.policy.retention_value
-        return sorted(self.held, key=lambda s: (value(self.held[s].session, load, now), s))
-
-    def reclaimable(self, turn: Turn, free_blocks: int, load: Load, now: float) -> list[str]:
-        """Held sessions to release, in order, until this turn's allocation succeeds.
-
-        A running turn may take any, before anyone is preempted; so may a waiting one while
-        nobody runs, or the engine would stand still. Else a waiting turn takes only what
-        the policy yields to it, and nothing when that would not be enough.
-        """
-        own = turn.session.session_id
-        order = [s for s in self.release_order(load, now) if s != own]
-        if turn.is_running or not load.num_running:
-            return order
-        yields = self.policy.yields_to
-        order = [s for s in order if yields(self.held[s].session, turn, load, now)]
-        within_reach = free_blocks + sum(self.held[s].num_blocks for s in order)
-        if own in self.held:
-            within_reach += self.held[own].num_blocks
-        return order if self.blocks_of(turn.num_tokens + 1) <= within_reach else []
 
     def value(self, session_id: str, load: Load, now: float) -> float:
         """Worth of keeping a session's cached blocks; unknown sessions come first."""
@@ -411,19 +343,6 @@ class CoScheduler:
         if session is None:
             return -1.0e18
         return self.policy.retention_value(session, load, now)
-
-    def released(self, session_id: str, reason: str, now: float) -> None:
-        """The mechanism let go of the references it held for this session."""
-        held = self.held.pop(session_id)
-        self.emit(
-            events.KvReleased(
-                time=now,
-                session_id=session_id,
-                num_blocks=held.num_blocks,
-                held_s=now - held.held_since,
-                reason=reason,
-            )
-        )
 
     def evicted(self, session_id: str, num_blocks: int, value: float, now: float) -> None:
         """Cached blocks of this session were given to somebody else."""
@@ -439,9 +358,6 @@ class CoScheduler:
         """The prefix cache was reset: no session has KV in it any more."""
         for session in self.sessions.values():
             session.cached_tokens = 0
-
-    def _held_blocks(self) -> int:
-        return sum(h.num_blocks for h in self.held.values())
 
     def _forget_idle(self, now: float) -> None:
         limit = now - self.limits.session_idle_s

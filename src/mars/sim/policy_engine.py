@@ -195,7 +195,7 @@ class PolicyEngine(Engine):
     def _reclaimable(self, request: Request) -> list[str]:
         if not self.co.held:
             return []
-        return self.co.reclaimable(request.turn, self.pool.num_free, self._load, self._now)
+        return self.co.held.reclaimable(request.turn, self.pool.num_free, self._load, self._now)
 
     def _free(self, request: Request) -> None:
         self.pool.free(request.table, request.session_id)
@@ -211,7 +211,7 @@ class PolicyEngine(Engine):
             self.pool.free(table, session_id, is_used=False)
         else:
             self.pool.free(table, session_id)
-        self.co.released(session_id, reason, self._now)
+        self.co.held.released(session_id, reason, self._now)
 
     # --- the control plane -------------------------------------------------------------------
     def control(self, message: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from mars.bench.ideal import ideal_time_s
 from mars.bench.metrics import summarise
 from mars.bench.result import Result, RunTotals, SessionRecord
-from mars.core.coscheduler import CoScheduler, RetentionLimits
+from mars.core.coscheduler import CoScheduler
 from mars.core.cost import CostModel
 from mars.core.events import Event
+from mars.core.held import RetentionLimits
 from mars.core.policy import admission_policies, scheduling_policies, tool_policies
 from mars.profiles import load_profile
 from mars.sim.board import LoadBoard

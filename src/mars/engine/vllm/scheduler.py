@@ -320,7 +320,7 @@ class MarsScheduler(AsyncScheduler):
         blocks = self._stock_allocate(request, *args, **kwargs)
         if blocks is None and self._co.held:
             turn = self._co.turns[request.request_id]
-            for session_id in self._co.reclaimable(
+            for session_id in self._co.held.reclaimable(
                 turn, self._pool.get_num_free_blocks(), self._load, self._now
             ):
                 self._release(session_id, "pressure")
@@ -337,7 +337,7 @@ class MarsScheduler(AsyncScheduler):
         self._retained.release(session_id)
         if self._values is not None:
             self._values.freeing = None
-        self._co.released(session_id, reason, self._now)
+        self._co.held.released(session_id, reason, self._now)
 
     # --- the control plane -------------------------------------------------------------
     def _control(self, message: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from mars.config import EngineConfig
-from mars.core.coscheduler import RetentionLimits
+from mars.core.held import RetentionLimits
 from mars.core.policy import SchedulingPolicy, scheduling_policies
 from mars.profiles import load_profile
 

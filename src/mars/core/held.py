@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KV that is held, by reference, for tool-blocked sessions: whether, how long, who goes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mars.core import events
+from mars.core.model import Load, Session, SessionState, Turn
+from mars.core.policy import SchedulingPolicy
+
+Emit = Callable[[events.Event], None]
+
+
+@dataclass(slots=True, frozen=True)
+class RetentionLimits:
+    """Hard bounds on held KV, whatever a policy wishes (chosen; DESIGN section 5).
+
+    ``max_share`` of the KV pool (0..1) may be held for tool-blocked sessions, each for at
+    most ``max_hold_s`` seconds. ``session_idle_s`` after its last turn a session is
+    forgotten, which bounds memory when nobody says that it ended.
+    """
+
+    max_share: float = 0.5
+    max_hold_s: float = 120.0
+    session_idle_s: float = 3600.0
+
+
+@dataclass(slots=True)
+class Hold:
+    """References held on the KV of one tool-blocked session."""
+
+    session: Session
+    num_blocks: int
+    held_since: float
+
+
+class HeldKv(dict[str, Hold]):
+    """Session id -> what is held of it. The engine's adapter owns the blocks themselves.
+
+    Args:
+        policy: says what a prefix is worth.
+        limits: hard bounds.
+        num_blocks: usable KV blocks of the engine.
+        block_size: tokens per KV block.
+        emit: receives every event.
+    """
+
+    def __init__(
+        self,
+        policy: SchedulingPolicy,
+        limits: RetentionLimits,
+        num_blocks: int,
+        block_size: int,
+        emit: Emit,
+    ) -> None:
+        super().__init__()
+        self._policy = policy
+        self._limits = limits
+        self._max_blocks = limits.max_share * num_blocks
+        self._block_size = block_size
+        self._emit = emit
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks held in all."""
+        return sum(hold.num_blocks for hold in self.values())
+
+    def may_hold(self, session: Session, num_blocks: int, load: Load, now: float) -> bool:
+        """Whether the KV of a session whose turn just ended is to be held."""
+        return (
+            num_blocks > 0
+            and session.state is not SessionState.ENDED
+            and session.num_open_turns == 0
+            and not self._policy.keeps_engine_order
+            and self._policy.holds_kv(session, load, now)
+            and self.num_blocks + num_blocks <= self._max_blocks
+        )
+
+    def hold(self, session: Session, num_blocks: int, load: Load, now: float) -> None:
+        """Note that the adapter holds these references from now on."""
+        self[session.session_id] = Hold(session, num_blocks, now)
+        self._emit(
+            events.KvRetained(
+                time=now,
+                session_id=session.session_id,
+                num_blocks=num_blocks,
+                value=self._policy.retention_value(session, load, now),
+            )
+        )
+
+    def expired(self, load: Load, now: float) -> list[tuple[str, str]]:
+        """Sessions whose KV is to be released now, each with the reason."""
+        out: list[tuple[str, str]] = []
+        for session_id, hold in self.items():
+            if now - hold.held_since > self._limits.max_hold_s:
+                out.append((session_id, "bound"))
+            elif not self._policy.holds_kv(hold.session, load, now):
+                out.append((session_id, "expired"))
+        return out
+
+    def reclaimable(self, turn: Turn, free_blocks: int, load: Load, now: float) -> list[str]:
+        """Sessions to release, least worth first, until this turn's allocation succeeds.
+
+        A running turn may take any, before anyone is preempted; so may a waiting one while
+        nobody runs, or the engine would stand still. Else a waiting turn takes only what
+        the policy yields to it, and nothing when that would not be enough.
+        """
+        own = turn.session.session_id
+        value = self._policy.retention_value
+        order = sorted(self, key=lambda s: (value(self[s].session, load, now), s))
+        order = [session_id for session_id in order if session_id != own]
+        if turn.is_running or not load.num_running:
+            return order
+        yields = self._policy.yields_to
+        order = [s for s in order if yields(self[s].session, turn, load, now)]
+        within_reach = free_blocks + sum(self[s].num_blocks for s in order)
+        if own in self:
+            within_reach += self[own].num_blocks
+        needed = -(-(turn.num_tokens + 1) // self._block_size)
+        return order if needed <= within_reach else []
+
+    def released(self, session_id: str, reason: str, now: float) -> None:
+        """Note that the adapter let go of the references of this session."""
+        hold = self.pop(session_id)
+        self._emit(
+            events.KvReleased(
+                time=now,
+                session_id=session_id,
+                num_blocks=hold.num_blocks,
+                held_s=now - hold.held_since,
+                reason=reason,
+            )
+        )
