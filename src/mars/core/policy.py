@@ -146,10 +146,6 @@ class ToolPolicy(Protocol):
         """Whether a call is so surely short that it may start though all slots are taken."""
         ...
 
-    def is_express(self, call: ToolCall, now: float) -> bool:
-        """Whether a call is so surely short that it may start though all slots are taken."""
-        ...
-
     def on_finish(self, call: ToolCall, now: float) -> None:
         """A tool call left: it ended (``finished_at`` set: learn from it) or was given up."""
         ...
@@ -171,9 +167,6 @@ class BaseToolPolicy:
 
     def slots(self, load: Load, now: float) -> int | None:
         return None
-
-    def is_express(self, call: ToolCall, now: float) -> bool:
-        return False
 
     def is_express(self, call: ToolCall, now: float) -> bool:
         return False
