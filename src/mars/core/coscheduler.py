@@ -140,6 +140,9 @@ class CoScheduler:
         """
         if turn.num_preemptions:
             reusable_tokens = turn.num_lost_tokens
+        else:
+            # The last token of a turn was sampled, its KV never computed.
+            reusable_tokens = min(reusable_tokens, max(0, turn.session.context_tokens - 1))
         levels = self._levels
         if levels is not None:
             levels.look(turn, "ageing", now)
