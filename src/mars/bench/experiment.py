@@ -12,7 +12,9 @@ import hashlib
 import inspect
 import json
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -64,8 +66,10 @@ def code_fingerprint() -> str:
 
 
 def _policy_code(registry: Registry, spec: str, options: dict[str, Any]) -> str:
-    """Hash of the file that defines a policy; a wrong name or option is found out here."""
-    return _file_hash(inspect.getsourcefile(type(registry.create(spec, **options))))
+    """Hash of the files that define a policy; a wrong name or option is found out here."""
+    made = type(registry.create(spec, **options))
+    bases = [cls for cls in made.__mro__ if cls.__module__ != "builtins"]
+    return " ".join(_file_hash(inspect.getsourcefile(cls)) for cls in bases)
 
 
 @cache
@@ -194,17 +198,23 @@ def run_cells(
             "The same command goes on where this one stopped."
         ) from error
     finally:
-        started = set(multiprocessing.active_children()) - before
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in started:
+        # The executor itself waits for them: two waiting for one process lose its status.
+        for process in set(multiprocessing.active_children()) - before:
             process.terminate()
-        for process in started:
-            process.join()
+        executor.shutdown(cancel_futures=True)
 
 
 def _begin_worker() -> None:
     # Ctrl-C reaches the whole process group; the parent decides what becomes of workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Every policy now: files that change while the experiment runs must not mix versions.
     for registry in (scheduling_policies, admission_policies, tool_policies):
         registry.names()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

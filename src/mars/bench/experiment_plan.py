@@ -25,7 +25,7 @@ from mars.traces.schema import TraceSession, require_turns
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
-Label = Annotated[str, Meta(min_length=1, pattern=r"^[A-Za-z0-9_.:+ -]+$")]
+Label = Annotated[str, Meta(min_length=1, pattern=r"^[^|\n]+$")]
 GIVEN = ("cost",)
 """What every policy is offered alike; a contender cannot bring its own."""
 
