@@ -97,6 +97,9 @@ def test_only_seeds_that_everyone_has_finished_are_compared(experiment: Experime
     assert mars is not None
     assert mars.values["sct_mean_s"] == [5.0, 15.0]
     assert mars.to_reference["sct_mean_s"].low is None  # two pairs say nothing of their spread
+    mean = mars.interval("sct_mean_s")
+    assert mean is not None
+    assert (mean.estimate, mean.low) == (10.0, None)
     assert points(experiment, cells, [2]) == []
 
 

@@ -18,7 +18,7 @@ from mars.bench.compare import Measure
 from mars.bench.experiment_plan import Experiment
 from mars.bench.experiment_store import CellRecord
 from mars.bench.result import Summary
-from mars.bench.stats import Interval, mean_over_seeds, ratio_of_means
+from mars.bench.stats import MIN_PAIRS, Interval, mean_over_seeds, ratio_of_means
 
 KNEE_SLOWDOWN = 3.0
 """The load at which mean slowdown reaches this is called the knee."""
@@ -88,11 +88,15 @@ class Entry:
         return self.contender if self.cap is None else f"{self.contender}, cap {self.cap}"
 
     def interval(self, measure: str) -> Interval | None:
-        """Mean over seeds; None where a seed has no value."""
+        """Mean over seeds, with bounds from three seeds on; None where a seed has no value."""
         known = [v for v in self.values.get(measure, ()) if v is not None]
         if not known or len(known) < len(self.seeds):
             return None
-        return mean_over_seeds(known)
+        if len(known) >= MIN_PAIRS:
+            return mean_over_seeds(known)
+        # Student's factor for two is 12.7: such bounds would only hide the figures.
+        mean = float(np.mean(known))
+        return Interval(estimate=mean, low=None, high=None, num_samples=len(known))
 
     def mean(self, measure: str) -> float | None:
         """Mean over seeds alone."""
