@@ -32,7 +32,7 @@ METHOD = (
     "policies are those that run in vLLM and the gateway. Every contender of a point meets the "
     "same sessions, arrivals, machine, caps and cost curve, seed by seed. Values are means over "
     "seeds with 95% t intervals; ratios say by what factor a contender is better, with 95% "
-    "bootstrap intervals (BCa) over paired seeds, which at five seeds are somewhat too narrow. "
+    "bootstrap intervals (BCa) over paired seeds, which at five seeds or fewer are too narrow. "
     "A best cap is chosen after the fact, per point, by mean completion time on the seeds "
     "shown: no operator knows it, and the choice flatters whoever gets it."
 )

@@ -34,7 +34,7 @@ BRIEF = {
     "sct_mean_s": "mean",
     "sct_p95_s": "P95",
     "slowdown_mean": "slowdown",
-    "goodput_3": "goodput@3",
+    "goodput_3": "good@3",
     "sessions_per_h": "rate",
     "ttft_p99_s": "TTFT",
 }
