@@ -139,7 +139,7 @@ def test_what_the_command_line_says_replaces_the_file() -> None:
         _demo(),
         workload={"sessions": 4, "turns": None},
         machine={"time_scale": 2.0},
-        policies=["mars-paper", "autellix@cap:8"],
+        policies=["mars", "autellix@cap:8"],
         seed=7,
     )
     assert changed.workload.sessions == 4

@@ -26,7 +26,7 @@ app = App(
 mars bench demo                                  # what `make demo` does
 mars bench demo --sessions 24 --policies fcfs,mars
 mars bench replay public:swe-agent --url http://127.0.0.1:8000 --json run.json
-mars bench compare results/demo/fcfs/result.json results/demo/mars-paper/result.json
+mars bench compare results/demo/fcfs/result.json results/demo/mars/result.json
 ```
 """,
 )
