@@ -77,6 +77,7 @@ class Storm:
             "check_integrity_every": check_every,
         }
         self.counts: Counter[str] = Counter()
+        self.finished: list[tuple[str, float]] = []
         self.engine = VirtualEngine(shape, cost, directory, mars, self._count)
         scheduler = self.engine.scheduler
         assert isinstance(scheduler, MarsScheduler)
@@ -128,6 +129,7 @@ class Storm:
             self.now = max(self.now, self._ends.pop(0))
             for request_id in self.engine.complete(self.now):
                 self._open.pop(request_id, None)
+                self.finished.append((request_id, self.now))
 
     def _idle(self) -> None:
         waits = bool(self._open) and not self._resume_in
