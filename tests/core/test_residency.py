@@ -6,7 +6,7 @@ import pytest
 from mars.core.coscheduler import CoScheduler
 from mars.core.model import Load, Session
 from mars.core.policy import scheduling_policies
-from mars.core.residency import Residency, ResidencyRules, is_cold, known_cached_tokens
+from mars.core.residency import Reserve, Residency, ResidencyRules, is_cold, known_cached_tokens
 
 POOL = 10_000
 
@@ -15,7 +15,7 @@ class Engine:
     """A CoScheduler with the policy ``mars``, driven by hand; sizes in blocks."""
 
     def __init__(self, **rules):
-        rules = {"reserve": 0.0, "idle_weight": 0.0, **rules}
+        rules = {"least_reserve": 0.0, "most_reserve": 0.0, "idle_weight": 0.0, **rules}
         self.policy = scheduling_policies.create("mars", rules=ResidencyRules(**rules))
         self.co = CoScheduler(self.policy, num_blocks=POOL, block_size=16, emit=lambda e: None)
 
@@ -89,11 +89,11 @@ def test_an_idle_session_is_kept_for_as_long_as_recomputing_is_dear():
 
 
 def test_a_cold_start_leaves_room_for_growth_a_return_needs_none():
-    engine = Engine(reserve=0.5)
+    engine = Engine(most_reserve=0.5)
     first = engine.turn("a", 3000, 0.0)
     engine.run(first, 0.0)
-    engine.turn("cold", 4000, 1.0)
-    # 4,000 of the 7,000 left, but 0.6 x half of the pool are to stay free.
+    engine.turn("cold", 4200, 1.0)
+    # 4,200 of the 7,000 left, but 0.58 x half of the pool are to stay free.
     assert engine.blocked(2.0) == {"cold"}
     engine.finish(first, 3.0)
     engine.turn("a", 5000, 4.0)
@@ -102,7 +102,7 @@ def test_a_cold_start_leaves_room_for_growth_a_return_needs_none():
 
 
 def test_alone_everybody_may_start():
-    engine = Engine(reserve=0.5)
+    engine = Engine(most_reserve=0.5)
     turn = engine.turn("a", 9_990, 0.0)
     assert engine.blocked(1.0) == set()
     assert engine.co.may_start(turn, [], 0)
@@ -185,3 +185,36 @@ def test_priority_is_the_sessions_arrival_not_the_turns(name):
     engine.turn("a", 6000, 1.0)
     engine.turn("b", 6000, 2.0)
     assert (name in engine.blocked(3.0)) == (name == "a")
+
+
+def test_the_reserve_follows_waste_with_hysteresis():
+    reserve = Reserve(least=0.2, most=0.5)
+    for now in range(0, 100, 5):
+        reserve.update(float(now))
+    assert reserve.share == pytest.approx(0.3)
+    reserve.recomputed(0.6, 100.0)  # 0.5% of two minutes: between the bounds
+    reserve.update(100.0)
+    assert reserve.share == pytest.approx(0.3)
+    reserve.recomputed(3.0, 101.0)
+    reserve.update(105.0)
+    reserve.update(106.0)
+    assert reserve.share == pytest.approx(0.32)
+    for now in range(110, 2000, 5):
+        reserve.recomputed(1.0, float(now))
+        reserve.update(float(now))
+    assert reserve.share == 0.5
+    for now in range(2000, 9000, 5):
+        reserve.update(float(now))
+    assert reserve.share == 0.2
+
+
+@pytest.mark.parametrize(("cached", "is_waste"), [(1590, False), (100, True)])
+def test_waste_is_what_a_return_must_compute_again(cached, is_waste):
+    engine = Engine()
+    turn = engine.turn("a", 100, 0.0)
+    engine.run(turn, 0.0)
+    engine.finish(turn, 1.0)
+    back = engine.turn("a", 200, 2.0)
+    engine.co.started(back, cached, 1592, 2.0)
+    engine.co.served([(back, 10)], 2.0)
+    assert (engine.policy.residency.reserve.waste(2.0) > 0.0) == is_waste

@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mars.core.model import Load, Session, Turn
 from mars.core.retention import PrefillCost, idle_s
 
 COLD_TOKENS = 4096
 """A turn with more to compute than this and than half of its prompt is a cold start."""
+MIN_LOST_TOKENS = 64
 REPLAN_S = 0.25
 """A plan is renewed when turns come, start or go, and at least so often."""
 RUNNING_MEMORY_S = 10.0
@@ -40,16 +42,62 @@ class ResidencyRules:
             seconds, times 1 + the running turns: the more run, the less its memory would
             speed up the engine, and the longer it pays to wait.
         grace_s: kept at least so long.
-        reserve: share of the pool that a cold start leaves free for growth.
+        least_reserve, most_reserve: share of the pool that a cold start leaves free for
+            growth; starts at the most and follows measured waste.
         idle_weight: how much of the KV of idle sessions no longer kept a cold start counts.
         overdue_s: after waiting so long a turn is not overtaken for memory any more.
     """
 
     patience: float = 8.0
     grace_s: float = 2.0
-    reserve: float = 0.5
+    least_reserve: float = 0.2
+    most_reserve: float = 0.5
     idle_weight: float = 0.5
     overdue_s: float = 60.0
+
+
+@dataclass(slots=True)
+class Reserve:
+    """Share of the pool (0..1) kept free for growth: up with waste, down without.
+
+    Waste is the share of time that goes into computing again what sessions lost, averaged
+    over two minutes. Every five seconds: + 0.02 above 1%, - 0.01 below 0.3%; in between it
+    stays, which is the hysteresis. Chosen by simulation.
+    """
+
+    least: float
+    most: float
+    share: float = 0.0
+    _lost_s: float = 0.0
+    _lost_at: float = 0.0
+    _moved_at: float = -math.inf
+
+    MEMORY_S: ClassVar[float] = 120.0
+    INTERVAL_S: ClassVar[float] = 5.0
+
+    def __post_init__(self) -> None:
+        self.share = self.most
+
+    def recomputed(self, seconds: float, now: float) -> None:
+        """A returning turn computes again what was cached before, for so long."""
+        self._lost_s = self.waste(now) * self.MEMORY_S + seconds
+        self._lost_at = now
+
+    def waste(self, now: float) -> float:
+        """Share of time lost to recomputation lately."""
+        age_s = max(0.0, now - self._lost_at)
+        return self._lost_s * math.exp(-age_s / self.MEMORY_S) / self.MEMORY_S
+
+    def update(self, now: float) -> None:
+        """Move, if an interval has passed."""
+        if now - self._moved_at < self.INTERVAL_S:
+            return
+        self._moved_at = now
+        waste = self.waste(now)
+        if waste > 0.01:
+            self.share = min(self.most, self.share + 0.02)
+        elif waste < 0.003:
+            self.share = max(self.least, self.share - 0.01)
 
 
 class Residency:
@@ -68,12 +116,25 @@ class Residency:
         """Request ids that must wait."""
         self.kept: set[str] = set()
         """Idle sessions whose KV is kept."""
+        self.reserve = Reserve(self.rules.least_reserve, self.rules.most_reserve)
         self._cost = cost
         self._idle: dict[str, Session] = {}
         self._is_stale = True
         self._next_plan_at = -math.inf
         self._num_running = 0.0
         self._averaged_at: float | None = None
+
+    def started(self, turn: Turn, now: float) -> None:
+        """A waiting turn got its first chunk; ``num_cached_tokens`` is its hit."""
+        self._is_stale = True
+        if turn.turn_index == 0:
+            if isinstance(turn.session.policy_state, Share):
+                turn.session.policy_state.shared_tokens = turn.num_cached_tokens
+            return
+        lost = min(turn.session.context_tokens, turn.num_tokens) - turn.num_cached_tokens
+        # A part of a block is always computed again; that is nobody's loss.
+        if lost >= MIN_LOST_TOKENS:
+            self.reserve.recomputed(self._cost.prefill_s(lost, turn.num_cached_tokens), now)
 
     def changed(self) -> None:
         """Plan anew at the next step."""
@@ -98,6 +159,7 @@ class Residency:
     def plan(self, turns: Iterable[Turn], load: Load, now: float) -> None:
         """Renew the plan if something changed; without a known pool nobody is blocked."""
         self._average(load.num_running or 0, now)
+        self.reserve.update(now)
         if not self._is_stale and now < self._next_plan_at:
             return
         self._is_stale = False
@@ -136,7 +198,8 @@ class Residency:
             else:
                 spare = 0.0
                 if num_resident and is_cold(turn):
-                    spare = (rules.reserve * total + rules.idle_weight * idle) * (1 - need / total)
+                    spare = self.reserve.share * total + rules.idle_weight * idle
+                    spare *= 1 - need / total
                 if is_closed or need + max(0.0, spare) > budget:
                     self.blocked.add(request_id)
                     is_closed = is_closed or now - turn.arrival_time > rules.overdue_s

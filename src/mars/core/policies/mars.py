@@ -82,11 +82,8 @@ class Mars(BasePolicy):
         self.residency.returned(turn.session)
 
     def on_service(self, turn: Turn, num_tokens: int, now: float) -> None:
-        if turn.last_service_time is not None:
-            return
-        self.residency.changed()
-        if turn.turn_index == 0 and isinstance(turn.session.policy_state, Share):
-            turn.session.policy_state.shared_tokens = turn.num_cached_tokens
+        if turn.last_service_time is None:
+            self.residency.started(turn, now)
 
     def on_preempt(self, turn: Turn, now: float) -> None:
         self.residency.changed()
