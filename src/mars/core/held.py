@@ -112,7 +112,8 @@ class HeldKv(dict[str, Hold]):
         order = sorted(self, key=lambda s: (value(self[s].session, load, now), s))
         order = [session_id for session_id in order if session_id != own]
         if turn.is_running or not load.num_running:
-            return order
+            # Its own last: a prompt that begins otherwise has no use for what it held.
+            return [*order, own] if own in self else order
         yields = self._policy.yields_to
         order = [s for s in order if yields(self[s].session, turn, load, now)]
         within_reach = free_blocks + sum(self[s].num_blocks for s in order)
