@@ -42,7 +42,7 @@ class Mars(BaseAdmission):
 
     def __init__(
         self,
-        target: float = 2.0,
+        target: float = 1.5,
         *,
         idle_weight: float = 0.3,
         pace_s: float = 30.0,
