@@ -5,9 +5,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Started in the background, a shell makes us deaf to Ctrl-C, and our children too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
