@@ -26,7 +26,7 @@ app = App(
     help_epilogue="""**Examples**
 
 ```sh
-mars gateway --engine http://127.0.0.1:8001
+mars gateway --engine http://127.0.0.1:8001 --admission working-set
 mars gateway --engine http://gpu-box:8000 --admission cap:8 --port 9000
 ```
 
@@ -56,7 +56,9 @@ def gateway(
 ) -> None:
     """Put the MARS control plane in front of a vLLM that already runs.
 
-    Without the plug-in in that engine, sessions are admitted and held, and nothing else.
+    Without the plug-in in that engine, sessions are admitted and held, and nothing else:
+    choose `--admission working-set` then, since `mars` admits more and counts on the policy
+    `mars` inside the engine to let sessions wait between turns.
 
     Parameters
     ----------
