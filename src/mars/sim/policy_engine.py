@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from mars.core.model import ToolCall, Turn
+from mars.core.commands import obey
+from mars.core.model import Turn
 from mars.core.policy import BasePolicy
 from mars.sim.blocks import BlockPool, Hit, Table
 from mars.sim.engine import Engine
@@ -218,19 +219,6 @@ class PolicyEngine(Engine):
         self._messages.append(message)
 
     def _obey(self, message: dict[str, Any]) -> None:
-        session_id = message["session_id"]
-        match message["op"]:
-            case "session_end":
-                if self.co.end_session(session_id):
-                    self._release(session_id, "ended")
-            case "tool_started":
-                call = ToolCall(
-                    message["tool_call_id"],
-                    session_id,
-                    message["tool_name"],
-                    queued_at=message["queued_at"],
-                    started_at=self._now,
-                )
-                self.co.tool_started(call, message["expected_return_at"])
-            case _:
-                self.co.tool_finished(session_id, message["time"])
+        ended = obey(self.co, message, self._now)
+        if ended is not None:
+            self._release(ended, "ended")

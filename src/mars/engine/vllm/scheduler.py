@@ -20,9 +20,10 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy as VllmPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from mars.config import EngineConfig, engine_config
+from mars.core.commands import obey
 from mars.core.coscheduler import CoScheduler
 from mars.core.evictions import EvictionTally
-from mars.core.model import Load, ToolCall, Turn
+from mars.core.model import Load, Turn
 from mars.engine.vllm.blocks import ValueOrderedBlocks
 from mars.engine.vllm.compat import abilities, check_seams
 from mars.engine.vllm.evictions import EvictionWatch
@@ -342,29 +343,12 @@ class MarsScheduler(AsyncScheduler):
     # --- the control plane -------------------------------------------------------------
     def _control(self, message: dict[str, Any]) -> None:
         try:
-            self._obey(message)
-        except (KeyError, TypeError) as error:
+            ended = obey(self._co, message, self._now)
+        except (KeyError, TypeError, ValueError) as error:
             logger.warning("MARS control message %r ignored: %r", message, error)
-
-    def _obey(self, message: dict[str, Any]) -> None:
-        session_id = message["session_id"]
-        match message["op"]:
-            case "session_end":
-                if self._co.end_session(session_id):
-                    self._release(session_id, "ended")
-            case "tool_started":
-                call = ToolCall(
-                    message["tool_call_id"],
-                    session_id,
-                    message["tool_name"],
-                    queued_at=message["queued_at"],
-                    started_at=self._now,
-                )
-                self._co.tool_started(call, message.get("expected_return_at"))
-            case "tool_finished":
-                self._co.tool_finished(session_id, message["time"])
-            case op:
-                logger.warning("MARS control message with unknown op %r ignored", op)
+            return
+        if ended is not None:
+            self._release(ended, "ended")
 
     def _current_load(self, now: float) -> Load:
         return Load(
