@@ -6,8 +6,9 @@ import pytest
 from mars.core.events import Event, ToolFinished, ToolStarted
 from mars.core.model import Load, Session, ToolCall
 from mars.core.policy import BaseToolPolicy, Rank, ToolPolicy
-from mars.sim.host import Host
+from mars.sim.host import EXPRESS_SHARE, Host
 from mars.sim.loop import EventLoop
+from mars.tools import pool
 
 
 class Bench:
@@ -111,3 +112,32 @@ def test_integrals_and_pressure_follow_the_load() -> None:
     pressed.events.run_due(50.0)
     pressed.host.settle()
     assert pressed.host.totals.pressure > 0.99
+
+
+def test_express_calls_pass_full_slots_as_in_the_tool_pool() -> None:
+    class ShortOnesPass(BaseToolPolicy):
+        def is_express(self, call: ToolCall, now: float) -> bool:
+            return call.tool_name.startswith("short")
+
+    assert EXPRESS_SHARE == pool.EXPRESS_SHARE
+    bench = Bench(num_cores=4, num_slots=1, policy=ShortOnesPass())
+    bench.tool("long", at=0.0, duration_s=10.0, cpu_s=0.0)
+    for name in ("other", "short-1", "short-2", "short-3"):
+        bench.tool(name, at=1.0, duration_s=2.0, cpu_s=0.0)
+    # Two may pass on four cores; the third follows when one of them has ended.
+    ended = bench.run()
+    assert ended["other"] == 12.0
+    assert [ended[f"short-{i}"] for i in (1, 2, 3)] == [3.0, 3.0, 5.0]
+
+
+def test_slots_that_a_policy_adds_are_offered_too() -> None:
+    class TwoPerCore(BaseToolPolicy):
+        def slots(self, load: Load, now: float) -> int:
+            return 4
+
+    bench = Bench(num_cores=2, num_slots=2, policy=TwoPerCore())
+    for name in "abcd":
+        bench.tool(name, at=0.0, duration_s=2.0, cpu_s=0.0)
+    bench.run()
+    assert bench.host.totals.busy_slot_s == pytest.approx(8.0)
+    assert bench.host.totals.offered_slot_s >= bench.host.totals.busy_slot_s

@@ -10,7 +10,7 @@ tool slows down by the share of its wish that it does not get.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mars.core import events as ev
@@ -20,6 +20,8 @@ from mars.sim.loop import EventLoop
 
 PRESSURE_S = 10.0
 """Time constant of the CPU pressure, that of the kernel's ``avg10``."""
+EXPRESS_SHARE = 0.5
+"""Express calls that may pass full slots, per core: the tool pool's bound."""
 
 
 @dataclass(slots=True)
@@ -50,6 +52,8 @@ class HostLoad:
     """Integrals over time, for means between two samples."""
 
     busy_slot_s: float = 0.0
+    offered_slot_s: float = 0.0
+    """Slots there were, those that the policy or an express call added included."""
     cpu_s: float = 0.0
     pressure: float = 0.0
     queue_delay_s: float = 0.0
@@ -88,6 +92,8 @@ class Host:
         self._running: dict[str, Running] = {}
         self._demand_cores = 0.0
         self._settled_at = 0.0
+        self._limit = num_slots
+        self._max_express = max(1, int(num_cores * EXPRESS_SHARE))
 
     @property
     def num_running(self) -> int:
@@ -130,6 +136,7 @@ class Host:
         self._settled_at = now
         totals = self.totals
         totals.busy_slot_s += elapsed_s * len(self._running)
+        totals.offered_slot_s += elapsed_s * max(self._limit, len(self._running))
         totals.cpu_s += elapsed_s * min(self._demand_cores, self.num_cores)
         is_pressed = 1.0 if self._demand_cores > self.num_cores else 0.0
         decay = math.exp(-elapsed_s / PRESSURE_S)
@@ -139,17 +146,27 @@ class Host:
 
     # --- slots -------------------------------------------------------------------------------
     def _fill(self) -> None:
-        while self._queue:
+        queue, running = self._queue, self._running
+        while queue:
             now = self._events.now
             limit = self.policy.slots(self._load(now), now) or self.num_slots
-            if len(self._running) >= limit:
+            if limit != self._limit:
+                self.settle()
+                self._limit = limit
+            if len(running) < limit:
+                may_start = range(len(queue))
+            elif len(running) < limit + self._max_express:
+                is_express = self.policy.is_express
+                may_start = [i for i, w in enumerate(queue) if is_express(w.call, now)]
+            else:
                 return
-            self._start(self._next(now), now)
+            if not may_start:
+                return
+            self._start(queue.pop(self._first(may_start, now)), now)
 
-    def _next(self, now: float) -> Waiting:
+    def _first(self, may_start: Sequence[int], now: float) -> int:
         queue, rank = self._queue, self.policy.rank
-        best = min(range(len(queue)), key=lambda i: (rank(queue[i].call, queue[i].session, now), i))
-        return queue.pop(best)
+        return min(may_start, key=lambda i: (rank(queue[i].call, queue[i].session, now), i))
 
     def _start(self, waiting: Waiting, now: float) -> None:
         call = waiting.call

@@ -236,12 +236,13 @@ class _Run:
     def _totals(self, records: list[SessionRecord]) -> RunTotals:
         start = min((r.arrival_s for r in records), default=0.0)
         duration_s = max(0.0, self._last_end - start)
-        slot_s = duration_s * self.host.num_slots
+        outside_s = self.events.now - duration_s  # before the first arrival, after the last end
+        slot_s = self.host.totals.offered_slot_s - outside_s * self.host.num_slots
         load = self.engine.load(self._last_end)
         return RunTotals(
             duration_s=duration_s,
             gpu_busy=self.driver.busy_s / duration_s if duration_s else None,
-            cpu_busy=self.host.totals.busy_slot_s / slot_s if slot_s else None,
+            cpu_busy=self.host.totals.busy_slot_s / slot_s if slot_s > 0.0 else None,
             computed_tokens=load.computed_tokens,
             recomputed_tokens=load.recomputed_tokens,
             preemptions=load.preemptions,
