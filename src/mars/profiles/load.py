@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from mars.core.copies import HostLink
 from mars.core.cost import Accelerator, Architecture, CostModel, roofline
 
 MEMORY_UTILISATION = 0.92
@@ -35,6 +36,7 @@ class GpuFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file under ``gpus/``."""
 
     accelerator: Accelerator
+    host_link: HostLink
     sources: dict[str, str]
     aliases: list[str] = []
     max_num_seqs: int = 256
@@ -86,6 +88,7 @@ class Profile:
     max_num_batched_tokens: int
     max_num_seqs: int
     cost: CostModel
+    host_link: HostLink
     sources: Mapping[str, str]
 
 
@@ -139,6 +142,7 @@ def _build(file: ProfileFile, name: str, spec: str) -> Profile:
         max_num_batched_tokens=file.max_num_batched_tokens or gpu.max_num_batched_tokens,
         max_num_seqs=file.max_num_seqs or gpu.max_num_seqs,
         cost=cost,
+        host_link=gpu.host_link,
         sources=sources | file.sources,
     )
 

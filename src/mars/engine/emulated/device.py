@@ -23,14 +23,15 @@ class Device:
 
     ``busy_s`` is the time it computed, ``late_s`` the sum over steps of how long after its
     end each was collected, ``max_late_s`` the worst of them, ``stalled_s`` how long it stood
-    idle between two steps of the same requests because the next came too late.
+    idle between two steps of the same requests because the next came too late. ``free_at``
+    is when the last step submitted will be done.
     """
 
     __slots__ = (
         "_cost",
-        "_free_at",
         "_time_scale",
         "busy_s",
+        "free_at",
         "late_s",
         "max_late_s",
         "num_steps",
@@ -44,7 +45,7 @@ class Device:
         """Start anew with this step cost; ``time_scale`` > 1 runs slower than the model."""
         self._cost = cost
         self._time_scale = time_scale
-        self._free_at = 0.0
+        self.free_at = 0.0
         self.busy_s = 0.0
         self.late_s = 0.0
         self.max_late_s = 0.0
@@ -65,15 +66,15 @@ class Device:
             When the step will be done (monotonic seconds).
         """
         step_s = self._cost.step_s(work) * self._time_scale
-        idle_s = now - self._free_at
+        idle_s = now - self.free_at
         if idle_s > 0:
-            self._free_at = now
+            self.free_at = now
             if is_continuation:
                 self.stalled_s += idle_s
-        self._free_at += step_s
+        self.free_at += step_s
         self.busy_s += step_s
         self.num_steps += 1
-        return self._free_at
+        return self.free_at
 
     def collected(self, deadline: float, now: float) -> None:
         """Account for a step that ended at ``deadline`` and was collected at ``now``."""

@@ -15,19 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import (
+    CacheConfig,
+    KVTransferConfig,
+    ModelConfig,
+    SchedulerConfig,
+    VllmConfig,
+)
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+from mars.core.copies import HostMemory
 from mars.core.cost import CostModel
 from mars.core.events import Event
 from mars.core.model import Load
+from mars.engine.emulated.offload import OffloadWorker
 from mars.engine.vllm.scheduler import MarsScheduler
 
 _MODEL = {
@@ -44,6 +52,8 @@ _MODEL = {
     "torch_dtype": "bfloat16",
 }
 _TOKEN = 7
+_BYTES_PER_BLOCK = 4096
+"""Of the model above with blocks of 16 tokens: what vLLM sizes its host pool by."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,6 +90,7 @@ class VirtualEngine:
         directory: an empty folder for the model's configuration.
         mars: ``EngineConfig`` fields; None: vLLM's own scheduler.
         emit: receives the events of a ``MarsScheduler``.
+        host: host memory as a second tier, by vLLM's own ``OffloadingConnector``.
     """
 
     def __init__(
@@ -89,14 +100,18 @@ class VirtualEngine:
         directory: Path,
         mars: Mapping[str, Any] | None = None,
         emit: Callable[[Event], None] | None = None,
+        host: HostMemory | None = None,
     ) -> None:
         self.shape = shape
         self.cost = cost
+        self._host = host
+        self._offload = OffloadWorker(host) if host is not None else None
+        self._free_at = 0.0
         self.num_steps = 0
         self.now = 0.0
         self._in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
         self._finished: list[str] = []
-        self._link = _Wire(emit or (lambda _: None))
+        self._link = Wire(emit or (lambda _: None))
         self.scheduler = self._make(directory, mars)
 
     # --- what the driver calls -----------------------------------------------------------
@@ -131,7 +146,11 @@ class VirtualEngine:
         """Plan one step; its duration in seconds, or None when nothing can be scheduled."""
         self.now = now
         output = self.scheduler.schedule()
+        start = self._start_copies(output, now)
         if not output.num_scheduled_tokens:
+            copied = self._end_copies(output, max(now, start))
+            if copied is not None:
+                self.scheduler.update_from_output(output, _result([], [], copied))
             return None
         self.num_steps += 1
         ids: list[str] = []
@@ -142,13 +161,22 @@ class VirtualEngine:
             ids.append(request_id)
             sampled.append([] if request.is_prefill_chunk else [_TOKEN])
             work.append((request.num_computed_tokens - num_tokens, num_tokens))
-        result = ModelRunnerOutput(
-            req_ids=ids,
-            req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
-            sampled_token_ids=sampled,
-        )
-        self._in_flight.append((output, result))
-        return self.cost.step_s(work)
+        begin = max(now, self._free_at)
+        step_s = max(0.0, start - begin) + self.cost.step_s(work)
+        self._free_at = begin + step_s
+        copied = self._end_copies(output, max(now, start))
+        self._in_flight.append((output, _result(ids, sampled, copied)))
+        return step_s
+
+    def _start_copies(self, output: SchedulerOutput, now: float) -> float:
+        """Copies that precede the step; when those are done that it waits for."""
+        metadata: Any = output.kv_connector_metadata
+        return self._offload.before(metadata, now, self._free_at) if self._offload else 0.0
+
+    def _end_copies(self, output: SchedulerOutput, now: float) -> KVConnectorOutput | None:
+        """Copies that follow the step; what is done by now."""
+        metadata: Any = output.kv_connector_metadata
+        return self._offload.after(metadata, now, self._free_at) if self._offload else None
 
     def complete(self, now: float) -> list[str]:
         """Take the result of the oldest planned step; ids of the turns that finished."""
@@ -219,11 +247,22 @@ class VirtualEngine:
         def clock() -> float:
             return self.now
 
-        def link(*_: object) -> _Wire:
+        def link(*_: object) -> Wire:
             return self._link
 
         members = {"clock": staticmethod(clock), "link_type": staticmethod(link)}
         return type("VirtualTimeScheduler", (VirtualTimeScheduler,), members)
+
+    def _offloading(self) -> KVTransferConfig | None:
+        if self._host is None:
+            return None
+        return KVTransferConfig(
+            kv_connector="OffloadingConnector",
+            kv_role="kv_both",
+            kv_connector_extra_config={
+                "cpu_bytes_to_use": self._host.num_blocks * _BYTES_PER_BLOCK
+            },
+        )
 
     def _vllm_config(self, directory: Path, mars: Mapping[str, Any] | None) -> VllmConfig:
         shape = self.shape
@@ -246,8 +285,20 @@ class VirtualEngine:
                 watermark=shape.watermark,
             ),
             cache_config=CacheConfig(block_size=shape.block_size, enable_prefix_caching=True),
+            kv_transfer_config=self._offloading(),
             additional_config={"mars": dict(mars)} if mars is not None else {},
         )
+
+
+def _result(
+    ids: list[str], sampled: list[list[int]], copied: KVConnectorOutput | None
+) -> ModelRunnerOutput:
+    return ModelRunnerOutput(
+        req_ids=ids,
+        req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
+        sampled_token_ids=sampled,
+        kv_connector_output=copied,
+    )
 
 
 class ContentHasher:
@@ -300,7 +351,7 @@ def _pieces_by_block(
     return blocks
 
 
-class _Wire:
+class Wire:
     """The engine's link without sockets: events out, messages in."""
 
     is_listening = True
