@@ -7,14 +7,13 @@ two settings owe each other is checked when they come together.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import ipaddress
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-Seconds = Annotated[float, Meta(gt=0)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(gt=0)]
-Port = Annotated[int, Meta(ge=0, le=65535)]
+from mars.config.tenants import KeyConfig, check_keys
+from mars.config.types import Count, Port, Seconds, Share
 
 
 class RetentionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +55,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     time_scale: Seconds = 1.0
     """The emulated accelerator's modelled times are multiplied by this; 2 is half speed."""
 
+    scripts: str | None = None
+    """File of scripted replies for agents that are left as they are, on the emulated
+    accelerator (:mod:`mars.engine.emulated.scripts`). None: filler."""
+
     check_integrity_every: Annotated[int, Meta(ge=0)] = 0
     """For debugging: check the block accounting every so many steps, and stop the engine
     with what is wrong. 0: never; 1 costs about one pass over all blocks per step."""
@@ -81,7 +84,17 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Sent to the engine as bearer token, in place of the client's."""
 
     api_key: str | None = None
-    """Bearer token that clients must send. None: open."""
+    """Bearer token that clients must send. None, and no ``keys``: open."""
+
+    keys: tuple[KeyConfig, ...] = ()
+    """Bearer tokens with tenants, weights and limits of their own."""
+
+    admin_key: str | None = None
+    """Bearer token for ``/mars/v1``: state, events, reload, drain. None: those of clients
+    do there, too, which is refused where other hosts can reach the gateway."""
+
+    metrics_key: str | None = None
+    """Bearer token for ``/metrics``. None: open, as vLLM's own."""
 
     admission: str = "mars"
     """Admission policy: a registered name, ``name:ARG``, or the dotted path of a class."""
@@ -95,13 +108,22 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     telemetry_stale_s: Seconds = 2.0
     """Engine load older than this is stale, which is an error state, not zero load."""
 
-    hold_budget_s: Seconds = 280.0
+    hold_budget_s: Seconds | None = None
     """Longest a request of a held session stays open before its client is asked to come
     back; its place in the queue is kept. For clients that no heartbeat keeps waiting
-    (Anthropic's API); below the shortest read timeout, 300 s, of the known agents."""
+    (Anthropic's API). None: what each client bears, 100 to 280 s (docs/sessions.md)."""
 
     keepalive_s: Seconds = 5.0
     """Between two heartbeats on the open stream of a held session."""
+
+    hold_tool_replies: Literal["auto", "off"] = "auto"
+    """Hold back replies that ask for tools while the host's CPUs are swamped, for clients
+    that run their tools on this host by themselves. ``off``: never."""
+
+    stamp_priority: bool = False
+    """Send ``X-Vllm-Priority`` with each turn, the oldest session first: for an engine
+    without the plug-in, started with ``--scheduling-policy priority`` (it refuses a priority
+    otherwise)."""
 
     idle_session_s: Seconds = 600.0
     """A session without a request for so long has ended, if nobody says so earlier."""
@@ -109,14 +131,18 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_body_bytes: Count = 64 * 2**20
     """Largest request body; a context of 262,144 tokens is about 1 MiB of text."""
 
+    max_header_bytes: Annotated[int, Meta(ge=1024)] = 64 * 2**10
+    """Request line and headers together. 64 KiB: what uvicorn allows, above any agent's."""
+
     drain_s: Seconds = 30.0
     """On shutdown, streams that are open may run on for so long."""
 
     def __post_init__(self) -> None:
-        if self.keepalive_s >= self.hold_budget_s:
+        budget_s = self.hold_budget_s or 100.0
+        if self.keepalive_s >= budget_s:
             raise ValueError(
                 f"keepalive_s ({self.keepalive_s:g}) must be below hold_budget_s "
-                f"({self.hold_budget_s:g}): the first heartbeat would come too late"
+                f"({budget_s:g}): the first heartbeat would come too late"
             )
         if self.telemetry_stale_s <= self.control_interval_s:
             raise ValueError(
@@ -125,15 +151,24 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             )
         if not self.engine_url.startswith(("http://", "https://")):
             raise ValueError(f"engine_url {self.engine_url!r} must begin with http:// or https://")
+        check_keys(self.keys)
 
     def __rich_repr__(self) -> Any:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            yield name, "***" if value and name.endswith("api_key") else value
+            yield name, "***" if value and name.endswith("_key") else value
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
         return f"GatewayConfig({fields})"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this host only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class ToolsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,8 +208,19 @@ class TelemetryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     control_endpoint: str | None = None
     """ZMQ address to send control messages to; the same as the engine's own."""
 
+    engine_ranks: Count = 1
+    """Data-parallel ranks of the engine. Each has both endpoints to itself: the port plus
+    the rank (leave room between the two), or the path with ``.RANK`` at its end."""
+
     queue_events: Count = 65536
     """Events that may wait between source and reader; more are dropped and counted."""
+
+    spans: bool = False
+    """Send OpenTelemetry spans (session, turn, tool) by OTLP to where the standard
+    ``OTEL_...`` variables say; needs the extra ``otel``."""
+
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """Of the log on standard error. ``auto``: JSON lines unless that is a terminal."""
 
 
 class MarsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -244,8 +244,9 @@ class EmulatedExecutor(Executor):
         script = (sampling.extra_args if sampling else None) or {}
         if self._book is not None and not any(name.startswith("mars_") for name in script):
             # Token by token: thirty times faster than the tokenizer, and marks are ASCII.
-            text = self._book.reply("".join(map(self._letters.__getitem__, prompt)))
-            script = {"mars_reply_text": text}
+            text = "".join(map(self._letters.__getitem__, prompt))
+            is_forced = sampling is not None and sampling.structured_outputs is not None
+            script = {"mars_reply_text": self._book.reply(text, is_forced=is_forced)}
         return Script(len(prompt), reply_tokens(script, prompt, max_tokens, self._encode))
 
     def _encode(self, text: str) -> Sequence[int]:
