@@ -3,6 +3,8 @@
 
 import concurrent.futures
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,3 +118,19 @@ def test_greedy_tokens_are_those_of_stock_vllm_under_memory_pressure(
     turns = [(filler(f"greedy-{i}", 0, 700 + 130 * i), f"greedy-{i}") for i in range(10)]
     expected = run_all(stock, turns, max_tokens=48)
     assert run_all(mars, turns, max_tokens=48) == expected
+
+
+def test_no_token_differs_when_turns_are_preempted_shrunk_released_and_evicted(
+    tmp_path: Path,
+) -> None:
+    report = tmp_path / "report.json"
+    script = Path(__file__).parents[3] / "benchmarks" / "same_tokens.py"
+    command = [sys.executable, str(script), "--sessions", "4", "--json", str(report)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
+    outcome = json.loads(report.read_text())
+    assert outcome.keys() == {"fcfs", "infercept", "mars-paper", "mars"}
+    assert all(one["differing"] == [] for one in outcome.values())
+    # The script has checked that each did what its decisions lead to; all of it, at least once:
+    happened = {kind for one in outcome.values() for kind, n in one["counts"].items() if n}
+    assert happened >= {"turn_preempted", "chunk_shrunk", "kv_evicted", "kv_released pressure"}

@@ -224,6 +224,8 @@ class VirtualEngine:
     def _make(self, directory: Path, mars: Mapping[str, Any] | None) -> Scheduler:
         shape = self.shape
         config = self._vllm_config(directory, mars)
+        # The CPU platform, if that is ours, has just switched it off.
+        config.scheduler_config.async_scheduling = shape.is_async
         spec = FullAttentionSpec(
             block_size=shape.block_size, num_kv_heads=4, head_size=16, dtype=torch.bfloat16
         )
