@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mars.config import MarsConfig, load
+from mars.config import KeyConfig, MarsConfig, load
 from mars.config.keys import known_keys
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
@@ -39,3 +39,14 @@ def test_every_setting_is_on_the_page_and_every_example_is_valid(block: str, tmp
         elif setting := re.match(r"(\w+) = ", line):
             shown.add(f"{section}.{setting[1]}")
     assert set(known_keys()) <= shown
+
+
+def test_every_field_of_a_key_is_on_the_page(tmp_path: Path):
+    blocks = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = [text for text in blocks if text.startswith("[[gateway.keys]]")]
+    path = tmp_path / "mars.toml"
+    path.write_text(block)
+    (key,) = load(path, environ={}).gateway.keys
+    assert key.weight == 2
+    shown = set(re.findall(r"^(?:# )?(\w+) = ", block, re.MULTILINE))
+    assert shown == set(KeyConfig.__struct_fields__)

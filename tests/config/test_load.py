@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from mars.config import ConfigError, MarsConfig, check_policies, convert, engine_config, load
+from mars.config import (
+    ConfigError,
+    KeyConfig,
+    MarsConfig,
+    check_policies,
+    convert,
+    engine_config,
+    load,
+)
 from mars.config.schema import EngineConfig, GatewayConfig
 
 
@@ -152,7 +160,43 @@ def test_every_setting_can_be_set_from_the_environment():
         value = MarsConfig()
         for name in key.split("."):
             value = getattr(value, name)
-        text = "{}" if value == {} else str(value)
+        text = {"{}": "{}", "()": "[]"}.get(str(value), str(value))
         variable = f"MARS_{key.upper().replace('.', '__')}"
         if value is not None:
             assert load(environ={variable: text}) == MarsConfig(), key
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("[{name='a'}]", "needs exactly one of key, key_sha256 and key_env, not none"),
+        ("[{name='a', key='x', key_env='X'}]", "not key and key_env"),
+        ("[{name='a', key='x'}, {name='a', key='y'}]", "two keys are named 'a'"),
+        ("[{name='a', key_sha256='12'}]", "64 hexadecimal digits"),
+        ("[{name='a b', key='x'}]", "gateway.keys"),
+        ("[{name='a', key='x', waight=2}]", "waight"),
+        ("[{name='a', key='x', weight=0}]", "gateway.keys"),
+        (
+            "[{name='a', key='x', tenant='t'}, {name='b', key='y', tenant='t', weight=2}]",
+            "keys 'a' and 'b' give tenant 't' the weights 1 and 2",
+        ),
+    ],
+)
+def test_a_wrong_key_is_refused_by_name(tmp_path: Path, keys: str, expected: str):
+    path = _toml(tmp_path, f"[gateway]\nkeys = {keys}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, environ={})
+    assert expected in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_keys_are_not_shown():
+    keys = (KeyConfig(name="a", key="sesame"), KeyConfig(name="b", key_sha256="0f" * 32))
+    shown = repr(MarsConfig(gateway=GatewayConfig(keys=keys, admin_key="boss")))
+    assert "name='a'" in shown
+    assert not any(secret in shown for secret in ("sesame", "0f0f", "boss"))
+
+
+def test_keys_may_come_from_the_environment():
+    text = '[{"name": "a", "key_env": "A_KEY"}]'
+    assert load(environ={"MARS_GATEWAY__KEYS": text}).gateway.keys[0].key_env == "A_KEY"

@@ -13,12 +13,15 @@ from mars.config.schema import (
     RetentionConfig,
     TelemetryConfig,
     ToolsConfig,
+    is_loopback,
 )
+from mars.config.tenants import KeyConfig
 
 __all__ = [
     "ConfigError",
     "EngineConfig",
     "GatewayConfig",
+    "KeyConfig",
     "MarsConfig",
     "RetentionConfig",
     "TelemetryConfig",
@@ -26,5 +29,6 @@ __all__ = [
     "check_policies",
     "convert",
     "engine_config",
+    "is_loopback",
     "load",
 ]

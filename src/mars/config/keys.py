@@ -43,6 +43,11 @@ def is_table(type_: Any) -> bool:
     return isinstance(msgspec.inspect.type_info(type_), msgspec.inspect.DictType)
 
 
+def is_list(type_: Any) -> bool:
+    """Whether a setting is a list, as the keys of clients are."""
+    return isinstance(msgspec.inspect.type_info(type_), msgspec.inspect.VarTupleType)
+
+
 def unknown_keys(
     tree: dict[str, Any], struct: type[msgspec.Struct] = MarsConfig, prefix: str = ""
 ) -> Iterator[str]:

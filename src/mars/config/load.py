@@ -159,7 +159,7 @@ def _put(tree: dict[str, Any], origins: dict[str, str], key: str, value: Any, so
 
 
 def _read_value(key: str, text: str, type_: Any, source: str) -> Any:
-    if type_ is Any or keys.is_table(type_):
+    if type_ is Any or keys.is_table(type_) or keys.is_list(type_):
         try:
             return msgspec.json.decode(text)
         except msgspec.DecodeError:
@@ -175,7 +175,7 @@ def _build(tree: dict[str, Any], struct: type[_S], origins: Mapping[str, str], s
         return msgspec.convert(tree, struct)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$.")
-        key = where.rstrip("`")
+        key = where.rstrip("`").partition("[")[0]
         origin = origins.get(key) or next(
             (where_set for name, where_set in origins.items() if name.startswith(f"{key}.")),
             source,
