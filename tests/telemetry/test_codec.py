@@ -28,6 +28,7 @@ _EXAMPLES: dict[Any, Any] = {
     int: 3,
     float: 1.5,
     bool: True,
+    tuple[str, ...]: ("a", "b"),
     tuple[float, ...]: (1.0, 2.0),
 }
 

@@ -35,6 +35,7 @@ class SessionArrived(SessionEvent):
     kind: ClassVar[str] = "session_arrived"
     generation: int = 0
     tenant: str = "default"
+    weight: float = 1.0
     parent: str | None = None
     num_prompt_tokens: int = 0
 
@@ -60,12 +61,62 @@ class SessionAdmitted(SessionEvent):
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class SessionEnded(SessionEvent):
-    """``reason``: explicit, idle, final_answer, disconnected or drained."""
+    """``reason``: explicit, idle, final_answer, single_turn, disconnected or drained."""
 
     kind: ClassVar[str] = "session_ended"
     generation: int = 0
     reason: str
     num_turns: int = 0
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class SessionCarried(SessionEvent):
+    """The session lives on into a new log file, or past a checkpoint of a long one.
+
+    Restates what earlier records said, for readers that do not have those.
+    """
+
+    kind: ClassVar[str] = "session_carried"
+    generation: int
+    tenant: str
+    parent: str | None
+    arrived_at: float
+    held_since: float | None
+    num_turns: int
+    num_prompt_tokens: int
+    context_tokens: int
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class SessionPaused(SessionEvent):
+    """An active session was stopped between two turns; its KV may go."""
+
+    kind: ClassVar[str] = "session_paused"
+    context_tokens: int
+    num_active: int
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class SessionResumed(SessionEvent):
+    """A paused session may go on; ``waited_s``: how long its next request stood waiting."""
+
+    kind: ClassVar[str] = "session_resumed"
+    paused_s: float
+    waited_s: float
+    num_active: int
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ContextReset(SessionEvent):
+    """The client compacted: a new epoch, whose prompt shares ``num_kept_tokens`` with the old.
+
+    ``reason``: window (the client said so), prefix (its prompt begins otherwise) or shrunk.
+    """
+
+    kind: ClassVar[str] = "context_reset"
+    epoch: int
+    num_kept_tokens: int
+    reason: str
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -79,6 +130,15 @@ class WindowChanged(Event):
     is_kv_pressed: bool
     is_cpu_pressed: bool
     reason: str
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class SettingsReloaded(Event):
+    """Settings were read anew; names of those that differ, never their values."""
+
+    kind: ClassVar[str] = "settings_reloaded"
+    changed: tuple[str, ...]
+    needs_restart: tuple[str, ...]
 
 
 # --- engine --------------------------------------------------------------------------
@@ -233,6 +293,25 @@ class EngineSampled(Event):
     shrunk_chunks: int
     late_s: float = 0.0
     """Emulated engine only: how far real time fell behind the model, in all."""
+    engine_rank: int = 0
+    """Data-parallel rank; each has a scheduler and a KV pool of its own."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class EngineJoined(Event):
+    """The control plane hears an engine process; what follows of it begins at ``first_seq``.
+
+    ``instance`` is new with each start of the engine. After a restart, the turns that the
+    old process had open and the KV it held are gone with it. Repeated as a mark in long logs.
+    """
+
+    kind: ClassVar[str] = "engine_joined"
+    instance: str
+    engine_rank: int
+    first_seq: int
+    is_restart: bool
+    lost_requests: tuple[str, ...] = ()
+    lost_retentions: tuple[str, ...] = ()
 
 
 # --- host and tools ------------------------------------------------------------------

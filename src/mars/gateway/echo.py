@@ -10,7 +10,7 @@ wrong merge is worse than a new session.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -46,6 +46,11 @@ class EchoIndex:
             self._put(f"text:{reply.text_hash}", session_id)
         if reply.response_id is not None:
             self._put(f"response:{reply.response_id}", session_id)
+
+    def recall(self, calls: Mapping[str, str]) -> None:
+        """Tool-call ids of an earlier gateway, and their sessions."""
+        for call_id, session_id in calls.items():
+            self._put(f"call:{call_id}", session_id)
 
     def find(self, body: Peek) -> str | None:
         """The session whose replies this request echoes, or None."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mars.core import events as ev
@@ -41,6 +41,7 @@ class Counters:
     sessions_ended: dict[str, int] = field(default_factory=dict[str, int])
     """Ended sessions by reason."""
     events_dropped: int = 0
+    engine_restarts: int = 0
 
     @property
     def prefix_hit_rate(self) -> float | None:
@@ -69,7 +70,8 @@ class Fold:
         self.ended: OrderedDict[tuple[str, int], SessionView] = OrderedDict()
         """Ended sessions by (id, generation), oldest first."""
         self.counters = Counters()
-        self.engine: ev.EngineSampled | None = None
+        self.engines: dict[int, ev.EngineSampled] = {}
+        """Latest sample of each data-parallel rank."""
         self.host: ev.HostSampled | None = None
         self.window: ev.WindowChanged | None = None
         self.engine_samples: deque[ev.EngineSampled] = deque(maxlen=keep_samples)
@@ -93,6 +95,12 @@ class Fold:
         """Drop live sessions that nobody will end: those that ``is_over`` says so of."""
         for session_id in [view.session_id for view in self.sessions.values() if is_over(view)]:
             del self.sessions[session_id]
+
+    @property
+    def engine(self) -> ev.EngineSampled | None:
+        """The latest samples of all ranks, added up; None before the first."""
+        samples = list(self.engines.values())
+        return sum_of_samples(samples) if samples else None
 
     @property
     def num_held(self) -> int:
@@ -150,6 +158,12 @@ class Fold:
         view.is_turn_due = not view.open_turns and view.num_turns == 0
         self._move(view, event.time)
 
+    def _resumed(self, event: ev.SessionResumed) -> None:
+        view = self._view(event)
+        view.is_turn_due = view.held_since is not None
+        view.held_since = None
+        self._move(view, event.time)
+
     def _ended(self, event: ev.SessionEnded) -> None:
         reasons = self.counters.sessions_ended
         reasons[event.reason] = reasons.get(event.reason, 0) + 1
@@ -166,6 +180,18 @@ class Fold:
             (oldest, generation), _ = self.ended.popitem(last=False)
             if self._last_life.get(oldest) == generation:
                 del self._last_life[oldest]
+
+    def _carried(self, event: ev.SessionCarried) -> None:
+        if event.session_id in self.sessions:
+            return
+        view = self._view(event)
+        view.arrived_at, view.generation = event.arrived_at, event.generation
+        view.tenant, view.parent = event.tenant, event.parent
+        view.held_since = event.held_since
+        view.admitted_at = event.time if event.held_since is None else None
+        view.num_turns, view.context_tokens = event.num_turns, event.context_tokens
+        view.first_prompt_tokens = event.num_prompt_tokens
+        self._move(view, event.time)
 
     # --- turns -----------------------------------------------------------------------
     def _turn_submitted(self, event: ev.TurnSubmitted) -> None:
@@ -277,9 +303,29 @@ class Fold:
         self._move(view, event.time)
 
     # --- loads -----------------------------------------------------------------------
+    def _engine_joined(self, event: ev.EngineJoined) -> None:
+        """A restarted engine has none of the old one's turns and KV."""
+        if not event.is_restart:
+            return
+        self.counters.engine_restarts += 1
+        self.engines.pop(event.engine_rank, None)
+        lost = set(event.lost_requests)
+        for view in self.sessions.values():
+            gone = lost.intersection(view.open_turns)
+            for request_id in gone:
+                turn = view.open_turns.pop(request_id)
+                turn.finished_at, turn.finish_reason = event.time, "engine_lost"
+                if self._keep_history:
+                    view.turns.append(turn)
+            if gone:
+                self._move(view, event.time)
+        for session_id in event.lost_retentions:
+            if view := self.sessions.get(session_id):
+                view.retained_blocks = 0
+
     def _engine_sampled(self, event: ev.EngineSampled) -> None:
-        self.engine = event
-        self.engine_samples.append(event)
+        self.engines[event.engine_rank] = event
+        self.engine_samples.append(sum_of_samples(list(self.engines.values())))
 
     def _host_sampled(self, event: ev.HostSampled) -> None:
         self.host = event
@@ -298,6 +344,22 @@ _STEPS: dict[type[ev.Event], Callable[[Fold, Any], None]] = {
     for kind, cls in ev.KINDS.items()
     if hasattr(Fold, f"_{kind.removeprefix('session_')}")
 }
+
+
+_SUMMED = (
+    *("kv_blocks_total", "kv_blocks_free", "kv_blocks_retained", "num_running", "num_waiting"),
+    *("num_steps", "busy_s", "computed_tokens", "recomputed_tokens", "prefix_queries_tokens"),
+    *("prefix_hits_tokens", "preemptions", "shrunk_chunks", "late_s"),
+)
+
+
+def sum_of_samples(samples: list[ev.EngineSampled]) -> ev.EngineSampled:
+    """One sample for several ranks, of the newest's time; ``busy_s`` and others add up."""
+    if len(samples) == 1:
+        return samples[0]
+    newest = max(samples, key=lambda sample: sample.time)
+    sums = {name: sum(getattr(s, name) for s in samples) for name in _SUMMED}
+    return replace(newest, **sums)
 
 
 def fold_events(events: Iterable[ev.Event], **options: Any) -> Fold:

@@ -63,10 +63,12 @@ def columns() -> dict[str, type]:
 
 
 def _plain(hint: Any) -> type:
-    """The type behind an optional; tuples of numbers are lists of floats."""
+    """The type behind an optional; tuples are lists, those of numbers of floats."""
     if isinstance(hint, types.UnionType):
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    return list if typing.get_origin(hint) is tuple else hint
+    if typing.get_origin(hint) is not tuple:
+        return hint
+    return list[str] if str in typing.get_args(hint) else list
 
 
 def _arrow_type(pa: Any, kind: type) -> Any:
@@ -76,6 +78,7 @@ def _arrow_type(pa: Any, kind: type) -> Any:
         bool: pa.bool_(),
         str: pa.string(),
         list: pa.list_(pa.float64()),
+        list[str]: pa.list_(pa.string()),
     }[kind]
 
 

@@ -3,7 +3,9 @@
 
 The file starts with a header line; every write holds whole lines only, so after a
 ``kill -9`` it is readable up to the last complete line, and reopening it cuts a torn
-tail off before appending a new header.
+tail off before appending a new header. A file that was moved away (logrotate) or emptied
+(copytruncate) is begun anew. A header line may stand anywhere: one marks each start of the
+writer, and each checkpoint of a long log.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from mars.core.events import Event
 from mars.telemetry.codec import SCHEMA, CodecError, Record, decode_json, encode_json
 
 _HEADER_PREFIX = b'{"schema":'
+CHECKPOINT_BYTES = 16 * 2**20
+"""Of log between two headers: a restart reads the last 64 MiB, so it finds one."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class LogError(ValueError):
@@ -39,16 +44,18 @@ class JsonlSink:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._fd = -1
+        self.num_headers = 0
+        """Headers written: one more tells that readers may begin there."""
+        self._num_bytes = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._begin()
         except OSError as error:
             raise LogError(
                 f"event log {self.path} cannot be written ({error.strerror}); "
                 "set telemetry.events_path to a writable file"
             ) from error
-        _cut_torn_tail(self._fd)
-        self.write_lines(_header())
 
     def write(self, records: Iterable[Record]) -> None:
         """Append records, all lines in one system call."""
@@ -67,6 +74,36 @@ class JsonlSink:
         Raises:
             OSError: the disk is full or gone; the log then ends with a complete line.
         """
+        if self._is_rotated():
+            self._begin()
+        elif self._num_bytes > CHECKPOINT_BYTES:
+            self._write_header()
+        self._append(lines)
+
+    def _write_header(self) -> None:
+        self._append(msgspec.json.encode(header()) + b"\n")
+        self._num_bytes = 0
+        self.num_headers += 1
+
+    def _begin(self) -> None:
+        """Open the file, which may hold an earlier life, and append a header."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
+        _cut_torn_tail(fd)
+        self._write_header()
+
+    def _is_rotated(self) -> bool:
+        """Whether the path names another file by now, or the file was emptied."""
+        mine = os.fstat(self._fd)
+        try:
+            named = self.path.stat()
+        except FileNotFoundError:
+            return True
+        return (named.st_ino, named.st_dev) != (mine.st_ino, mine.st_dev) or not mine.st_size
+
+    def _append(self, lines: bytes) -> None:
         view = memoryview(lines)
         try:
             while view:
@@ -74,6 +111,7 @@ class JsonlSink:
         except OSError:
             _cut_torn_tail(self._fd)
             raise
+        self._num_bytes += len(lines)
 
     def close(self) -> None:
         """Flush to disk and close; harmless when closed already."""
@@ -96,6 +134,19 @@ def read_records(
     Raises:
         LogError: no header, another schema, or a malformed line before the last.
     """
+    for entry in read_log(path, tail_bytes=tail_bytes):
+        if isinstance(entry, Record):
+            yield entry
+
+
+def read_log(
+    path: str | os.PathLike[str], *, tail_bytes: int | None = None
+) -> Iterator[Record | dict[str, Any]]:
+    """As :func:`read_records`, with the headers (maps) where they stand.
+
+    Raises:
+        LogError: as there.
+    """
     with Path(path).open("rb") as file:
         is_whole = tail_bytes is None or os.fstat(file.fileno()).st_size <= tail_bytes
         if not is_whole:
@@ -104,7 +155,7 @@ def read_records(
         for number, line in enumerate(file, start=1):
             if (is_whole and number == 1) or line.startswith(_HEADER_PREFIX):
                 if line.endswith(b"\n"):
-                    _check_header(line, path, number)
+                    yield _check_header(line, path, number)
                 continue
             if not line.endswith(b"\n"):
                 return  # the writer was killed in the middle of it
@@ -128,14 +179,19 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _check_header(file.readline(), path, 1)
 
 
-def _header() -> bytes:
-    header = {
+def header() -> dict[str, Any]:
+    """What a header says now; monotonic times of one ``boot_id`` can be compared."""
+    try:
+        boot_id = _BOOT_ID.read_text().strip()
+    except OSError:
+        boot_id = None
+    return {
         "schema": SCHEMA,
         "wall_time": time.time(),
         "monotonic_time": time.monotonic(),
         "host": socket.gethostname(),
+        "boot_id": boot_id,
     }
-    return msgspec.json.encode(header) + b"\n"
 
 
 def _check_header(line: bytes, path: str | os.PathLike[str], number: int) -> dict[str, Any]:

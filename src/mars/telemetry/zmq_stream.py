@@ -1,40 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events and commands between engine and control plane, over ZMQ.
+"""The engine's end of the stream: publishes events, takes commands, and replays.
 
-Events: the engine binds PUB and sends ``[b"mars", seq, msgpack list of event maps]``,
-``seq`` (8 bytes, big-endian) being the number of the batch's first event; each event
-carries its own number, so a reader counts exactly what a full queue dropped. Commands:
-the engine binds PULL and polls it; the control plane pushes msgpack maps. Both ends
-are bounded and never block.
+Events: the engine binds PUB and sends ``[b"mars", instance, seq, msgpack list of event
+maps]``. ``instance`` is new with each start of the process; ``seq`` (8 bytes, big-endian)
+is the number of the batch's first event. Commands: the engine binds ROUTER; the control
+plane's DEALERs send msgpack maps. The command ``replay`` is answered from a bounded ring
+of recent batches (docs/stream.md). Both ends are bounded and never block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 import zmq
-import zmq.asyncio
 
-from mars.core.events import Event, EventsDropped
-from mars.telemetry.codec import CodecError, Record, decode_batch, encode_batch
+from mars.core.events import Event
+from mars.telemetry.codec import Record, encode_batch
 
 TOPIC = b"mars"
-DEFAULT_HWM = 10_000
-"""Batches (or commands) queued before ZMQ drops them; vLLM's KV-event default."""
+EVENTS_HWM = 1_000
+"""Batches that ZMQ queues per slow reader, at each end, before it drops: below what the
+ring keeps, so that the ring still has what the queue dropped."""
+COMMANDS_HWM = 10_000
+"""Commands (and batches of one replay) queued; above what the ring keeps."""
+RING_BATCHES = 8_192
+"""About 80 s of an engine at 100 steps/s (chosen)."""
+RING_BYTES = 32 * 2**20
+REPLAY_BATCH = b"batch"
+REPLAY_END = b"end"
 
 
 class StreamError(RuntimeError):
     """An endpoint cannot be used; the message names it and the setting."""
 
 
-def _socket(context: Any, kind: int, hwm: int) -> Any:
+def endpoint_of_rank(endpoint: str, rank: int) -> str:
+    """Address of one data-parallel rank: the port plus ``rank``, or a suffix ``.rank``.
+
+    Raises:
+        ValueError: a ``tcp`` address without a port.
+    """
+    if rank == 0:
+        return endpoint
+    if not endpoint.startswith("tcp://"):
+        return f"{endpoint}.{rank}"
+    host, _, port = endpoint.rpartition(":")
+    if not port.isdigit():
+        raise ValueError(f"endpoint {endpoint!r} names no port to count the ranks from")
+    return f"{host}:{int(port) + rank}"
+
+
+def source_of_rank(rank: int) -> str:
+    """Envelope of the events of one rank."""
+    return f"engine.{rank}" if rank else "engine"
+
+
+def bounded_socket(context: Any, kind: int, hwm: int) -> Any:
+    """A socket that gives up what is queued when closed."""
     socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, hwm)
     socket.setsockopt(zmq.RCVHWM, hwm)
     return socket
+
+
+def connect(socket: Any, endpoint: str, setting: str) -> None:
+    """Connect a socket to what the engine binds; it may bind later, or again.
+
+    Raises:
+        StreamError: not an address.
+    """
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise StreamError(f"{setting} {endpoint!r}: {error}") from error
 
 
 def _bind(socket: Any, endpoint: str, setting: str) -> None:
@@ -48,6 +93,30 @@ def _bind(socket: Any, endpoint: str, setting: str) -> None:
         ) from error
 
 
+class Ring:
+    """The latest batches as they were sent, bounded in number and bytes. Thread-safe."""
+
+    def __init__(self, max_batches: int = RING_BATCHES, max_bytes: int = RING_BYTES) -> None:
+        self._batches: deque[tuple[int, int, bytes]] = deque()
+        self._max_batches = max_batches
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._lock = threading.Lock()
+
+    def keep(self, first: int, last: int, payload: bytes) -> None:
+        """Keep the batch numbered ``first``..``last``; the oldest ones make room."""
+        with self._lock:
+            self._batches.append((first, last, payload))
+            self._num_bytes += len(payload)
+            while len(self._batches) > self._max_batches or self._num_bytes > self._max_bytes:
+                self._num_bytes -= len(self._batches.popleft()[2])
+
+    def between(self, first: int, last: int) -> list[bytes]:
+        """Payloads of the kept batches that hold numbers ``first``..``last``."""
+        with self._lock:
+            return [batch for start, end, batch in self._batches if start <= last and end >= first]
+
+
 class EventPublisher:
     """The writing end, in the engine process; for one thread.
 
@@ -55,13 +124,23 @@ class EventPublisher:
         endpoint: where to bind, ``ipc://...`` or ``tcp://127.0.0.1:PORT``.
         source: envelope of every event.
         hwm: batches queued per slow reader before some are dropped.
+        ring: keeps recent batches for replay.
     """
 
-    def __init__(self, endpoint: str, *, source: str = "engine", hwm: int = DEFAULT_HWM) -> None:
-        self._socket = _socket(zmq.Context.instance(), zmq.PUB, hwm)
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        source: str = "engine",
+        hwm: int = EVENTS_HWM,
+        ring: Ring | None = None,
+    ) -> None:
+        self._socket = bounded_socket(zmq.Context.instance(), zmq.PUB, hwm)
         _bind(self._socket, endpoint, "engine.events_endpoint")
         self._source = source
         self._next_seq = 1
+        self.ring = ring or Ring()
+        self.instance = uuid.uuid4().hex
 
     def send(self, events: Iterable[Event]) -> int:
         """Send one batch (one engine step's events); returns how many there were."""
@@ -69,7 +148,9 @@ class EventPublisher:
         records = [Record(start + i, self._source, event) for i, event in enumerate(events)]
         if records:
             self._next_seq += len(records)
-            frames = [TOPIC, start.to_bytes(8, "big"), encode_batch(records)]
+            payload = encode_batch(records)
+            self.ring.keep(start, self._next_seq - 1, payload)
+            frames = [TOPIC, self.instance.encode(), start.to_bytes(8, "big"), payload]
             self._socket.send_multipart(frames, flags=zmq.NOBLOCK, copy=True)
         return len(records)
 
@@ -78,127 +159,59 @@ class EventPublisher:
         self._socket.close()
 
 
-class GapCounter:
-    """Turns sequence numbers into the number of records lost."""
-
-    def __init__(self) -> None:
-        self._expected: int | None = None
-
-    def lost_before(self, first: int, last: int) -> int:
-        """Records missing before a batch numbered ``first``..``last``.
-
-        A number lower than expected means that the writer started again: nothing is
-        known to be lost then.
-        """
-        expected, self._expected = self._expected, last + 1
-        return 0 if expected is None else max(0, first - expected)
-
-
-class EventSubscriber:
-    """The reading end, in the control plane's event loop.
-
-    Args:
-        endpoint: what the engine binds; it may bind later, or again.
-        hwm: batches queued here before ZMQ drops them (visible as a gap).
-    """
-
-    def __init__(self, endpoint: str, *, hwm: int = DEFAULT_HWM) -> None:
-        self._socket = _socket(zmq.asyncio.Context.instance(), zmq.SUB, hwm)
-        self._socket.setsockopt(zmq.SUBSCRIBE, TOPIC)
-        try:
-            self._socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            raise StreamError(f"engine.events_endpoint {endpoint!r}: {error}") from error
-        self._gaps = GapCounter()
-        self.num_lost = 0
-        self.num_malformed = 0
-
-    async def receive(self) -> list[Record]:
-        """The next batch; starts with ``events_dropped`` when records are missing.
-
-        A malformed batch counts as one lost record and is otherwise left out.
-        """
-        while True:
-            frames: list[bytes] = await self._socket.recv_multipart()
-            records = self._decode(frames)
-            if records:
-                return records
-
-    def _decode(self, frames: list[bytes]) -> list[Record]:
-        try:
-            records = decode_batch(frames[-1])
-        except CodecError:
-            self.num_malformed += 1
-            return []
-        if not records:
-            return []
-        first = records[0]
-        lost = self._gaps.lost_before(first.seq, records[-1].seq)
-        if lost:
-            self.num_lost += lost
-            dropped = EventsDropped(time=first.event.time, count=lost, source=first.source)
-            records.insert(0, Record(first.seq - 1, first.source, dropped))
-        return records
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._socket.close()
-
-
-class ControlSender:
-    """Pushes commands to the engine; drops and counts when the engine does not read.
-
-    Args:
-        endpoint: what the engine binds; it may bind later.
-        hwm: commands queued before they are dropped.
-    """
-
-    def __init__(self, endpoint: str, *, hwm: int = DEFAULT_HWM) -> None:
-        self._socket = _socket(zmq.Context.instance(), zmq.PUSH, hwm)
-        try:
-            self._socket.connect(endpoint)
-        except zmq.ZMQError as error:
-            self._socket.close()
-            raise StreamError(f"engine.control_endpoint {endpoint!r}: {error}") from error
-        self.num_dropped = 0
-
-    def send(self, op: str, **fields: Any) -> None:
-        """Queue one command ``{"op": op, **fields}``."""
-        try:
-            self._socket.send(msgspec.msgpack.encode({"op": op, **fields}), flags=zmq.NOBLOCK)
-        except zmq.Again:
-            self.num_dropped += 1
-
-    def close(self) -> None:
-        """Stop; what is queued is given up."""
-        self._socket.close()
-
-
 class ControlReceiver:
-    """The engine's end of the commands; polled once per step, never blocks.
+    """The engine's end of the commands; never blocks but in :meth:`wait`. For one thread.
 
     Args:
         endpoint: where to bind.
         hwm: commands queued here.
+        publisher: whose ring answers requests for replay.
     """
 
-    def __init__(self, endpoint: str, *, hwm: int = DEFAULT_HWM) -> None:
-        self._socket = _socket(zmq.Context.instance(), zmq.PULL, hwm)
+    def __init__(
+        self, endpoint: str, *, hwm: int = COMMANDS_HWM, publisher: EventPublisher | None = None
+    ) -> None:
+        self._socket = bounded_socket(zmq.Context.instance(), zmq.ROUTER, hwm)
         _bind(self._socket, endpoint, "engine.control_endpoint")
+        self._publisher = publisher
         self.num_malformed = 0
+        self.num_replayed = 0
+        """Batches sent again on request."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a command; False if none came."""
+        return bool(self._socket.poll(timeout=int(timeout_s * 1000)))
 
     def poll(self, limit: int = 256) -> Iterator[dict[str, Any]]:
         """Commands that have arrived, at most ``limit``; malformed ones are counted."""
         for _ in range(limit):
             try:
-                payload = self._socket.recv(flags=zmq.NOBLOCK)
+                peer, *frames = self._socket.recv_multipart(flags=zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
-                yield msgspec.msgpack.decode(payload, type=dict[str, Any])
-            except msgspec.DecodeError:
+                message = msgspec.msgpack.decode(frames[-1], type=dict[str, Any])
+                is_replay = message.get("op") == "replay"
+                if is_replay:
+                    self._replay(peer, message)
+            except (msgspec.DecodeError, IndexError, KeyError, TypeError):
                 self.num_malformed += 1
+                continue
+            if not is_replay:
+                yield message
+
+    def _replay(self, peer: bytes, message: Mapping[str, Any]) -> None:
+        """Send what is kept of ``first``..``last``; what is not kept is lost."""
+        ticket = int(message["ticket"]).to_bytes(8, "big")
+        first, last = int(message["first"]), int(message["last"])
+        publisher = self._publisher
+        batches = []
+        if publisher is not None and message["instance"] == publisher.instance:
+            batches = publisher.ring.between(first, last)
+        for payload in batches:
+            self._socket.send_multipart([peer, REPLAY_BATCH, ticket, payload], flags=zmq.NOBLOCK)
+        self.num_replayed += len(batches)
+        self._socket.send_multipart([peer, REPLAY_END, ticket, b""], flags=zmq.NOBLOCK)
 
     def close(self) -> None:
         """Stop receiving."""

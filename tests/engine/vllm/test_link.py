@@ -3,7 +3,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from mars.engine.vllm.link import endpoint_of_rank
+from mars.telemetry.zmq_stream import endpoint_of_rank
 
 pytestmark = pytest.mark.vllm
 

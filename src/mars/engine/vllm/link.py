@@ -6,14 +6,24 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from vllm.config import ParallelConfig
 
 from mars.config import EngineConfig
 from mars.core.events import EngineSampled, Event
-from mars.telemetry.zmq_stream import ControlReceiver, EventPublisher
+from mars.telemetry.zmq_stream import (
+    COMMANDS_HWM,
+    ControlReceiver,
+    EventPublisher,
+    endpoint_of_rank,
+    source_of_rank,
+)
+
+STOP_CHECK_S = 0.25
+"""How long the link's thread may take to notice that it is to stop."""
 
 
 def rank_of(parallel: ParallelConfig) -> int:
@@ -21,54 +31,47 @@ def rank_of(parallel: ParallelConfig) -> int:
     return parallel.data_parallel_index
 
 
-def endpoint_of_rank(endpoint: str, rank: int) -> str:
-    """Address of one data-parallel rank: the port plus ``rank``, or a suffix ``.rank``.
-
-    Raises:
-        ValueError: a ``tcp`` address without a port.
-    """
-    if rank == 0:
-        return endpoint
-    if not endpoint.startswith("tcp://"):
-        return f"{endpoint}.{rank}"
-    host, _, port = endpoint.rpartition(":")
-    if not port.isdigit():
-        raise ValueError(f"endpoint {endpoint!r} names no port to count the ranks from")
-    return f"{host}:{int(port) + rank}"
-
-
 class EngineLink:
-    """Collects events during a step and publishes them as one batch; reads commands.
+    """Collects events during a step and publishes them as one batch; takes commands.
 
-    A small thread repeats the last sample while the engine has nothing to do, so that the
+    A small thread receives commands and answers requests for replay whatever the engine
+    does, and repeats the last sample while the engine has nothing to do, so that the
     control plane can tell an idle engine from a dead one. Without endpoints nothing is
     published and events are dropped at once.
 
     Args:
         config: names the endpoints.
         rank: data-parallel rank, which moves them (:func:`endpoint_of_rank`).
+
+    Raises:
+        StreamError: an endpoint cannot be bound.
     """
 
     def __init__(self, config: EngineConfig, rank: int = 0) -> None:
+        self._rank = rank
         self._pending: list[Event] = []
-        self._receiver = (
-            ControlReceiver(endpoint_of_rank(config.control_endpoint, rank))
-            if config.control_endpoint
-            else None
-        )
+        self._commands: deque[dict[str, Any]] = deque(maxlen=COMMANDS_HWM)
         self._publisher: EventPublisher | None = None
         self._last_sample: EngineSampled | None = None
         self._sent_at = 0.0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        receiver = None
         if config.events_endpoint:
-            self._publisher = EventPublisher(endpoint_of_rank(config.events_endpoint, rank))
-            threading.Thread(
-                target=self._heartbeat,
-                args=(config.sample_interval_s,),
-                name="mars-heartbeat",
-                daemon=True,
-            ).start()
+            self._publisher = EventPublisher(
+                endpoint_of_rank(config.events_endpoint, rank), source=source_of_rank(rank)
+            )
+        if config.control_endpoint:
+            endpoint = endpoint_of_rank(config.control_endpoint, rank)
+            receiver = ControlReceiver(endpoint, publisher=self._publisher)
+        self._thread = threading.Thread(
+            target=self._serve,
+            args=(receiver, config.sample_interval_s),
+            name="mars-link",
+            daemon=True,
+        )
+        if self._publisher is not None or receiver is not None:
+            self._thread.start()
 
     @property
     def is_listening(self) -> bool:
@@ -79,9 +82,10 @@ class EngineLink:
         """Queue an event for the batch of this step."""
         if self._publisher is None:
             return
-        self._pending.append(event)
         if isinstance(event, EngineSampled):
+            event = dataclasses.replace(event, engine_rank=self._rank) if self._rank else event
             self._last_sample = event
+        self._pending.append(event)
 
     def flush(self) -> None:
         """Publish what was queued."""
@@ -90,19 +94,20 @@ class EngineLink:
         batch, self._pending = self._pending, []
         self._send(batch)
 
-    def commands(self) -> Iterable[dict[str, Any]]:
+    def commands(self) -> Iterator[dict[str, Any]]:
         """Commands of the control plane that have arrived."""
-        return self._receiver.poll() if self._receiver is not None else ()
+        while self._commands:
+            yield self._commands.popleft()
 
     def close(self) -> None:
         """Stop the thread and close both sockets."""
         self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
         with self._lock:
             if self._publisher is not None:
                 self._publisher.close()
                 self._publisher = None
-        if self._receiver is not None:
-            self._receiver.close()
 
     def _send(self, batch: list[Event]) -> None:
         with self._lock:
@@ -110,8 +115,16 @@ class EngineLink:
                 self._publisher.send(batch)
                 self._sent_at = time.monotonic()
 
-    def _heartbeat(self, interval_s: float) -> None:
-        while not self._stopping.wait(interval_s):
+    def _serve(self, receiver: ControlReceiver | None, interval_s: float) -> None:
+        """The thread: the receiver's socket is its own."""
+        wait_s = min(interval_s, STOP_CHECK_S)
+        while not self._stopping.is_set():
+            if receiver is None:
+                self._stopping.wait(wait_s)
+            elif receiver.wait(wait_s):
+                self._commands.extend(receiver.poll())
             now = time.monotonic()
             if self._last_sample is not None and now - self._sent_at >= interval_s:
                 self._send([dataclasses.replace(self._last_sample, time=now)])
+        if receiver is not None:
+            receiver.close()
