@@ -21,6 +21,13 @@ def obey(co: CoScheduler, message: Mapping[str, Any], now: float) -> str | None:
     match message["op"]:
         case "session_end":
             return session_id if co.end_session(session_id) else None
+        case "context_reset":
+            is_held = co.reset_context(session_id, message["num_kept_tokens"])
+            return session_id if is_held else None
+        case "session_paused":
+            return session_id if co.give_kv(session_id, gives=True) else None
+        case "session_resumed":
+            co.give_kv(session_id, gives=False)
         case "tool_started":
             call = ToolCall(
                 message["tool_call_id"],

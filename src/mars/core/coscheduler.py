@@ -76,6 +76,24 @@ class CoScheduler:
             session.tool.finished_at = now
             session.expected_return_at = now
 
+    def reset_context(self, session_id: str, num_kept_tokens: int) -> bool:
+        """The client compacted: of what is cached, only so much is asked for again.
+
+        True if held KV must be released.
+        """
+        session = self.sessions.get(session_id)
+        if session is not None:
+            session.epoch += 1
+            session.cached_tokens = min(session.cached_tokens, num_kept_tokens)
+        return self.give_kv(session_id, gives=True)
+
+    def give_kv(self, session_id: str, *, gives: bool) -> bool:
+        """The session's cached KV is to go first, or no longer; True: release what is held."""
+        session = self.sessions.get(session_id)
+        if session is not None:
+            session.gives_kv = gives
+        return gives and session_id in self.held
+
     def end_session(self, session_id: str) -> bool:
         """Forget a session once its turns are gone; True if held KV must be released."""
         session = self.sessions.get(session_id)
@@ -261,6 +279,7 @@ class CoScheduler:
         if turn.first_scheduled_at is not None:
             session.context_tokens = turn.num_tokens
             session.cached_tokens = num_cached_blocks * self.block_size
+        session.gives_kv = False
         session.last_turn_finished_at = now
         session.activity = Activity.ACTING
         self.policy.on_finish(turn, now)
@@ -341,9 +360,9 @@ class CoScheduler:
         return out
 
     def value(self, session_id: str, load: Load, now: float) -> float:
-        """Worth of keeping a session's cached blocks; unknown sessions come first."""
+        """Worth of keeping a session's cached blocks; those of no use come first."""
         session = self.sessions.get(session_id)
-        if session is None:
+        if session is None or session.gives_kv:
             return -1.0e18
         return self.policy.retention_value(session, load, now)
 

@@ -66,8 +66,9 @@ class Projection:
         return self.pool_tokens
 
     def admitted(self, held: HeldSession) -> None:
-        """A session is admitted: its first prompt counts from now on."""
-        self._first[held.session.session_id] = held.num_prompt_tokens
+        """A session is admitted: its first prompt counts from now on. Resumed ones are known."""
+        if not held.is_paused:
+            self._first[held.session.session_id] = held.num_prompt_tokens
 
     def watched(self, active: ActiveSet) -> None:
         """Learn from sessions under way; forget those that are gone."""

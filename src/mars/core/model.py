@@ -72,6 +72,17 @@ class Session:
     """The tool call it is blocked on, when known."""
     expected_return_at: float | None = None
     """When the next turn is expected, if the control plane said so."""
+    epoch: int = 0
+    """Grows when the client compacts: the KV of earlier epochs is never asked for again."""
+    gives_kv: bool = False
+    """What is cached of it is evicted first, until its next turn ends: it is paused, or its
+    client compacted."""
+    is_pausing: bool = False
+    """To be paused at its next turn boundary (:mod:`mars.core.pauses`)."""
+    paused_s: float = 0.0
+    """Seconds it was paused for, in all; bounded."""
+    num_turns_at_resume: int = 0
+    """Turns it had begun when it was last admitted or resumed."""
     tenant: str = "default"
     weight: float = 1.0
     policy_state: Any = None
@@ -179,6 +190,10 @@ class HeldSession:
     projected_tokens: int = 0
     """Projected peak of its context; 0 where the policy makes no projection."""
     deadline: float | None = None
+    is_paused: bool = False
+    """Was active before, and is paused between two turns."""
+    is_waiting: bool = True
+    """A request of it waits; a paused session may still be in its tools."""
 
 
 @dataclass(slots=True)

@@ -101,11 +101,20 @@ class AdmissionPolicy(Protocol):
     """Decides how many sessions may be active, and which held one goes next."""
 
     name: str
+    overtaking_s: float
+    """The bound on waiting that it claims: who came so many seconds later never goes before
+    one that is held for the first time; infinity claims nothing."""
 
     def admit(
         self, held: Sequence[HeldSession], active: ActiveSet, load: Load, now: float
     ) -> list[str]:
         """Session ids to admit now, in order. Called at each arrival, end and tick."""
+        ...
+
+    def pause(self, active: ActiveSet, load: Load, now: float) -> list[str]:
+        """Active sessions to stop at their turn boundary, in order; those named before and
+        not yet stopped go on unless they are named again. Called at each tick, after
+        ``on_tick``; a paused session is among those that ``admit`` is asked about."""
         ...
 
     def window(self, load: Load, now: float) -> float:
@@ -232,6 +241,7 @@ class BaseAdmission:
     """Defaults of an admission policy: everybody at once, first come first served."""
 
     name: ClassVar[str] = "base"
+    overtaking_s: float = math.inf
 
     def admit(
         self, held: Sequence[HeldSession], active: ActiveSet, load: Load, now: float
@@ -239,6 +249,9 @@ class BaseAdmission:
         room = self.window(load, now) - len(active)
         ids = [h.session.session_id for h in in_arrival_order(held)]
         return ids if room == math.inf else ids[: max(0, int(room))]
+
+    def pause(self, active: ActiveSet, load: Load, now: float) -> list[str]:
+        return []
 
     def window(self, load: Load, now: float) -> float:
         return math.inf

@@ -30,6 +30,7 @@ class Recorder:
         self._steps: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SessionArrived: self._arrived,
             ev.SessionAdmitted: self._admitted,
+            ev.SessionResumed: self._resumed,
             ev.TurnSubmitted: self._submitted,
             ev.TurnStarted: self._started,
             ev.FirstToken: self._first_token,
@@ -62,6 +63,9 @@ class Recorder:
 
     def _admitted(self, event: ev.SessionAdmitted) -> None:
         self.sessions[event.session_id].held_s = event.held_s
+
+    def _resumed(self, event: ev.SessionResumed) -> None:
+        self.sessions[event.session_id].held_s += event.waited_s
 
     def _submitted(self, event: ev.TurnSubmitted) -> None:
         session = self.sessions[event.session_id]

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from mars.core import events as ev
 from mars.core.model import ActiveSet, Activity, HeldSession, Load, Session, SessionState, ToolCall
+from mars.core.pauses import Pauses
 from mars.core.policy import AdmissionPolicy, BaseAdmission
+from mars.core.returns import ReturnForecast
 from mars.sim.host import Host
 from mars.sim.loop import EngineModel, EventLoop
 from mars.traces.content import layout
@@ -26,6 +28,8 @@ class Live:
     session: Session
     turn_index: int = 0
     tool_index: int = 0
+    waits_since: float = 0.0
+    """When its next turn came; for one that is held or paused."""
 
 
 class Sessions:
@@ -58,6 +62,8 @@ class Sessions:
     ) -> None:
         self.active = ActiveSet()
         self.held: dict[str, HeldSession] = {}
+        self.pauses = Pauses()
+        self._returns = ReturnForecast()
         self._events = events
         self._engine = engine
         self._host = host
@@ -95,7 +101,7 @@ class Sessions:
             state=SessionState.HELD,
             tenant=trace.tenant,
         )
-        self._live[session_id] = Live(trace, session)
+        self._live[session_id] = Live(trace, session, waits_since=now)
         self.held[session_id] = HeldSession(session, now, prompt_tokens)
         self._emit(
             ev.SessionArrived(
@@ -106,8 +112,13 @@ class Sessions:
                 num_prompt_tokens=prompt_tokens,
             )
         )
+        self._decide_for(session_id)
+
+    def _decide_for(self, session_id: str) -> None:
+        """A turn of a session outside the engine came."""
         self._decide()
         if session_id in self.held:
+            now = self._events.now
             window = self._admission.window(self._load(now), now)
             bound = -1 if window == math.inf else int(window)
             self._emit(
@@ -123,9 +134,14 @@ class Sessions:
         now = self._events.now
         held = list(self.held.values())
         chosen = self._admission.admit(held, self.active, self._load(now), now)
+        overdue = self.pauses.overdue(held, now)
         mode = str(self._admission.state().get("mode", "fcfs")) if chosen else ""
-        for session_id in chosen:
-            if session_id in self.held:
+        for session_id in (*overdue, *chosen):
+            if session_id not in self.held:
+                continue
+            if self.held[session_id].is_paused:
+                self._resume(session_id, now)
+            else:
                 self._admit(session_id, mode, now)
 
     def _admit(self, session_id: str, mode: str, now: float) -> None:
@@ -146,6 +162,35 @@ class Sessions:
         # Later than this decision, as over HTTP: a turn submitted now would see it half done.
         self._events.at(now, self._submit, self._live[session_id])
 
+    def _resume(self, session_id: str, now: float) -> None:
+        held, live = self.held.pop(session_id), self._live[session_id]
+        held.session.state = SessionState.ACTIVE
+        self.active.sessions[session_id] = held.session
+        self._engine.control({"op": "session_resumed", "session_id": session_id})
+        self._emit(
+            ev.SessionResumed(
+                time=now,
+                session_id=session_id,
+                paused_s=self.pauses.resume(held, now),
+                waited_s=now - live.waits_since if held.is_waiting else 0.0,
+                num_active=len(self.active),
+            )
+        )
+        if held.is_waiting:
+            self._events.at(now, self._submit, live)
+
+    def _pause(self, session: Session, now: float) -> None:
+        self.held[session.session_id] = self.pauses.stop(session, self.active, now)
+        self._engine.control({"op": "session_paused", "session_id": session.session_id})
+        self._emit(
+            ev.SessionPaused(
+                time=now,
+                session_id=session.session_id,
+                context_tokens=session.context_tokens,
+                num_active=len(self.active),
+            )
+        )
+
     def _keep_ticking(self) -> None:
         if not self._is_ticking and (self._moves or self.held):
             self._is_ticking = True
@@ -157,6 +202,8 @@ class Sessions:
         if self._moves and self._live:
             load = self._load(now)
             self._admission.on_tick(self.active, load, now)
+            for session in self.pauses.choose(self._admission, self.active, load, now):
+                self._pause(session, now)
             self._show_window(self._admission.window(load, now), now)
         self._decide()
         if self._live:
@@ -180,6 +227,17 @@ class Sessions:
         )
 
     # --- turns ---------------------------------------------------------------------------
+    def _next_turn(self, live: Live) -> None:
+        """The client sends the session's next request."""
+        session_id = live.session.session_id
+        live.waits_since = self._events.now
+        paused = self.held.get(session_id)
+        if paused is None:
+            self._submit(live)
+        else:
+            paused.is_waiting = True
+            self._decide_for(session_id)
+
     def _submit(self, live: Live) -> None:
         now, session, index = self._events.now, live.session, live.turn_index
         turn = live.trace.turns[index]
@@ -213,6 +271,8 @@ class Sessions:
             session.num_open_turns -= 1
             session.activity = Activity.ACTING
             live.tool_index = 0
+            if session.is_pausing:
+                self._pause(session, now)
             self._next_tool(live)
 
     def _next_tool(self, live: Live) -> None:
@@ -238,6 +298,9 @@ class Sessions:
 
     def _tool_done(self, live: Live, call: ToolCall) -> None:
         live.tool_index += 1
+        started_at, finished_at = call.started_at or call.queued_at, self._events.now
+        self._returns.started(call.tool_name, started_at - call.queued_at, started_at)
+        self._returns.finished(call.tool_name, finished_at - started_at)
         if live.tool_index == len(live.trace.turns[live.turn_index].tools):
             live.session.tool = None
             self._engine.control(
@@ -250,7 +313,7 @@ class Sessions:
         if live.turn_index == len(live.trace.turns):
             self._end(live, None)
         else:
-            self._events.at(self._events.now + gap_s, self._submit, live)
+            self._events.at(self._events.now + gap_s, self._next_turn, live)
 
     def _tell(self, op: str, call: ToolCall, now: float) -> None:
         self._engine.control(
@@ -260,7 +323,7 @@ class Sessions:
                 "tool_call_id": call.tool_call_id,
                 "tool_name": call.tool_name,
                 "queued_at": now,
-                "expected_return_at": None,
+                "expected_return_at": self._returns.queued(call.tool_name, now),
             }
         )
 
@@ -269,6 +332,7 @@ class Sessions:
         session.state = SessionState.ENDED
         del self._live[session.session_id]
         self.active.sessions.pop(session.session_id, None)
+        self.held.pop(session.session_id, None)
         self._emit(
             ev.SessionEnded(
                 time=now,

@@ -51,7 +51,7 @@ class AimdPaper(BaseAdmission):
         self.aimd = AimdWindow(start=start, floor=min(floor, start), ceiling=ceiling)
         self.kv = Pressure(high=0.90, low=0.85)
         self.cpu = CpuPressure()
-        self.overdue_s = overdue_s
+        self.overdue_s = self.overtaking_s = overdue_s
         self.mode = PackingMode.FCFS
 
     def on_tick(self, active: ActiveSet, load: Load, now: float) -> None:

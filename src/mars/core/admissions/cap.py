@@ -21,6 +21,8 @@ class Cap(BaseAdmission):
     Ignores: both loads, sizes.
     """
 
+    overtaking_s = 0.0
+
     def __init__(self, num_sessions: int = 8) -> None:
         if num_sessions < 1:
             raise ValueError(f"cap:{num_sessions}: give a number of sessions of at least 1")

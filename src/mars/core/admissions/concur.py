@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,13 +20,16 @@ class Concur(BaseAdmission):
     U: KV usage, H: hit rate, taken as one minus the recompute ratio (what was lost to
     eviction is what a larger cache would have hit).
 
+    When the window falls below the number of running agents, the last to arrive are paused
+    between steps; they go on before anyone new does, in order of arrival.
+
     Source: CONCUR, 2601.22705. Its constants are not public; chosen: a = 1, b = 0.7, low and
-    high usage 0.85 and 0.90, low hit rate 0.8, every 5 s. Deviation: it pauses running
-    agents between steps when the window falls below their number; here only new sessions
-    wait.
+    high usage 0.85 and 0.90, low hit rate 0.8, every 5 s; so is who is paused.
 
     Ignores: sizes, CPU load, latency.
     """
+
+    overtaking_s = 0.0
 
     def __init__(self, start: int = 8, *, ceiling: int = 128, interval_s: float = 5.0) -> None:
         self.aimd = AimdWindow(
@@ -48,7 +52,16 @@ class Concur(BaseAdmission):
         self, held: Sequence[HeldSession], active: ActiveSet, load: Load, now: float
     ) -> list[str]:
         room = max(0, int(self.aimd.size) - len(active))
-        return [h.session.session_id for h in in_arrival_order(held)[:room]]
+        queue = [h for h in in_arrival_order(held) if h.is_waiting]
+        queue.sort(key=lambda h: h.session.arrival_time if h.is_paused else math.inf)
+        return [h.session.session_id for h in queue[:room]]
+
+    def pause(self, active: ActiveSet, load: Load, now: float) -> list[str]:
+        excess = len(active) - int(self.aimd.size)
+        if excess <= 0:
+            return []
+        last = sorted(active.sessions.values(), key=lambda s: (-s.arrival_time, s.session_id))
+        return [s.session_id for s in last[:excess]]
 
     def state(self) -> dict[str, Any]:
         return {"mode": "fcfs", "window": self.aimd.size, "reason": self.aimd.reason}

@@ -9,3 +9,5 @@ from mars.core.policy import BaseAdmission, admission_policies
 @admission_policies.register("none")
 class NoAdmission(BaseAdmission):
     """Everybody is active at once. Ignores everything."""
+
+    overtaking_s = 0.0

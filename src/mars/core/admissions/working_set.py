@@ -35,7 +35,7 @@ class WorkingSet(BaseAdmission):
         if target <= 0:
             raise ValueError(f"working-set:{target}: the share of the pool must be positive")
         self.target = float(target)
-        self.overdue_s = overdue_s
+        self.overdue_s = self.overtaking_s = overdue_s
         self.force_s = force_s
         self.projection = Projection()
 
