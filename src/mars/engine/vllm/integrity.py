@@ -107,7 +107,9 @@ def _waiting_queues(scheduler: Any) -> list[Any]:
 
 def _turn_problems(scheduler: Scheduler, co: CoScheduler) -> list[str]:
     found = [f"turn {name} has no request" for name in co.turns.keys() - scheduler.requests.keys()]
-    found += [f"request {name} has no turn" for name in scheduler.requests.keys() - co.turns.keys()]
+    # A finished request stays known while a KV connector needs its blocks.
+    open_ones = {name for name, r in scheduler.requests.items() if not r.is_finished()}
+    found += [f"request {name} has no turn" for name in open_ones - co.turns.keys()]
     num_open: Counter[str] = Counter(t.session.session_id for t in co.turns.values())
     for name, session in co.sessions.items():
         if session.num_open_turns != num_open[name]:

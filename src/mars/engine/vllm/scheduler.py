@@ -17,6 +17,7 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy as VllmPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from mars.config import EngineConfig, engine_config
@@ -25,7 +26,8 @@ from mars.core.coscheduler import CoScheduler
 from mars.core.evictions import EvictionTally
 from mars.core.model import Load, Turn
 from mars.engine.vllm.blocks import ValueOrderedBlocks
-from mars.engine.vllm.compat import abilities, check_seams
+from mars.engine.vllm.compat import abilities, check_config, check_seams
+from mars.engine.vllm.ends import finish_reason, lacks_grammar
 from mars.engine.vllm.evictions import EvictionWatch
 from mars.engine.vllm.integrity import check_integrity
 from mars.engine.vllm.link import EngineLink, rank_of
@@ -53,6 +55,7 @@ class MarsScheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         check_seams()
+        check_config(kwargs.get("vllm_config") or args[0])
         super().__init__(*args, **kwargs)
         config = engine_config(self.vllm_config.additional_config)
         self._can = abilities(self.vllm_config, self.kv_cache_config)
@@ -81,6 +84,7 @@ class MarsScheduler(AsyncScheduler):
         self._num_calls = 0
         self._refused: tuple[str, int] | None = None
         self._awaiting_first: dict[str, Request] = {}
+        self._input_ended: str | None = None
         self._stock_allocate = self.kv_cache_manager.allocate_slots
         if self._follows:
             self._take_over()
@@ -109,8 +113,7 @@ class MarsScheduler(AsyncScheduler):
     # --- one step ----------------------------------------------------------------------
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         now = self._now = self.clock()
-        for message in self._link.commands():
-            self._control(message)
+        self._take_commands()
         self._load = self._current_load(now)
         for session_id, reason in self._co.expired(self._load, now):
             self._release(session_id, reason)
@@ -160,6 +163,16 @@ class MarsScheduler(AsyncScheduler):
         if turn.session.session_id in self._retained:
             self._release(turn.session.session_id, "returned")
 
+    # Without async scheduling vLLM waits for a token before it schedules the next, which
+    # shows once pipeline stages put two steps in flight: no placeholders then.
+    def _update_after_schedule(self, *args: Any, **kwargs: Any) -> None:
+        kind = AsyncScheduler if self.scheduler_config.async_scheduling else Scheduler
+        kind._update_after_schedule(self, *args, **kwargs)  # noqa: SLF001 -- a subclass
+
+    def _update_request_with_output(self, *args: Any, **kwargs: Any) -> Any:
+        kind = AsyncScheduler if self.scheduler_config.async_scheduling else Scheduler
+        return kind._update_request_with_output(self, *args, **kwargs)  # noqa: SLF001
+
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         now = self._now = self.clock()
         outputs = super().update_from_output(*args, **kwargs)
@@ -194,6 +207,9 @@ class MarsScheduler(AsyncScheduler):
 
     # --- turns in and out --------------------------------------------------------------
     def add_request(self, request: Request) -> None:
+        # What was said of the session's former life must not be applied to its next one.
+        self._now = self.clock()
+        self._take_commands()
         if request.request_id not in self.requests:
             self._co.submit(
                 request.request_id,
@@ -203,7 +219,10 @@ class MarsScheduler(AsyncScheduler):
                 max_output_tokens=request.max_tokens,
                 priority=request.priority,
             )
+        elif not request.resumable:
+            self._input_ended = request.request_id
         super().add_request(request)
+        self._input_ended = None
 
     def _update_request_as_session(self, session: Request, *args: Any, **kwargs: Any) -> None:
         """Streaming input: the next piece of the prompt is here."""
@@ -216,11 +235,10 @@ class MarsScheduler(AsyncScheduler):
         super()._preempt_request(request, *args, **kwargs)
         self._co.preempted(self._co.turns[request.request_id], self._now)
 
-    def _free_blocks(self, request: Request) -> None:
-        turn = self._co.turns.get(request.request_id)
-        if turn is not None:
-            self._finished(turn, request)
-        super()._free_blocks(request)
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        # The turn ends here; a KV connector may keep blocks and request for long after.
+        self._finished(self._co.turns[request.request_id], request)
+        return super()._free_request(request, *args, **kwargs)
 
     def _finished(self, turn: Turn, request: Request) -> None:
         now = self.clock()
@@ -231,8 +249,10 @@ class MarsScheduler(AsyncScheduler):
         blocks = cached_blocks(self.kv_cache_manager, request) if self._can.holds_kv else []
         if turn.first_scheduled_at is not None:
             turn.session.engine_state = PrefixAnchor.of(request.block_hashes)
+        # vLLM ends a stream of inputs that waits for the next one by aborting it.
+        reason = "stop" if request.request_id == self._input_ended else finish_reason(request)
         hold = self._co.finished(
-            turn, self._load, now, reason=_finish_reason(request), num_cached_blocks=len(blocks)
+            turn, self._load, now, reason=reason, num_cached_blocks=len(blocks)
         )
         if hold:
             self._retained.hold(turn.session.session_id, blocks)
@@ -267,6 +287,8 @@ class MarsScheduler(AsyncScheduler):
 
     # --- memory ------------------------------------------------------------------------
     def _may_start(self, request: Request) -> bool:
+        if lacks_grammar(request):
+            return True
         free = self._pool.get_num_free_blocks()
         # A refused head is not looked up again until memory came free: same result,
         # without vLLM's prefix lookup per step (27% of its scheduling time, VLLM.md).
@@ -309,13 +331,15 @@ class MarsScheduler(AsyncScheduler):
         """
         owned = len(self.kv_cache_manager.get_blocks(request.request_id).blocks[0])
         free = self._pool.get_num_free_blocks() + self._retained.num_blocks - request.priority
-        room = (owned + free) * self.block_size - num_computed_tokens
+        room = (owned + free) * self.block_size - num_computed_tokens - self.num_lookahead_tokens
         if wanted <= room:
             return wanted
         if room > 0:
             self._co.shrunk(turn, wanted, room, self._now)
             return room
-        return 0 if self._num_granted else wanted
+        # vLLM counts the adapters of scheduled requests alone: a waiting one could bring in
+        # one too many, so with LoRA nobody is kept waiting while running.
+        return 0 if self._num_granted and not self.lora_config else wanted
 
     def _allocate(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         blocks = self._stock_allocate(request, *args, **kwargs)
@@ -341,6 +365,10 @@ class MarsScheduler(AsyncScheduler):
         self._co.held.released(session_id, reason, self._now)
 
     # --- the control plane -------------------------------------------------------------
+    def _take_commands(self) -> None:
+        for message in self._link.commands():
+            self._control(message)
+
     def _control(self, message: dict[str, Any]) -> None:
         try:
             ended = obey(self._co, message, self._now)
@@ -363,12 +391,3 @@ class MarsScheduler(AsyncScheduler):
             computed_tokens=self._co.computed_tokens,
             recomputed_tokens=self._co.recomputed_tokens,
         )
-
-
-def _finish_reason(request: Request) -> str:
-    # Stop strings are matched in the API server and arrive here as aborts.
-    params = request.sampling_params
-    if request.status == RequestStatus.FINISHED_ABORTED:
-        stopped = params is not None and params.stop and request.num_output_tokens > 0
-        return "stop" if stopped else "abort"
-    return str(request.get_finished_reason() or "stop")
