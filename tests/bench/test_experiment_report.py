@@ -39,8 +39,10 @@ def test_the_low_load_stands_in_every_table_and_every_figure_names_its_command(
     assert all("`mars experiment run x.toml`" in s for s in sections)
     assert "| small, 0.01 sessions/s (low load) | mars | 2.00 [" in text
     assert "Incomplete" not in text
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert 1000 < (tmp_path / name).stat().st_size < 300_000
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<figure>") == 3
+    assert page.count("<figure>") == 4
     figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
     assert all("<code>mars experiment run x.toml</code>" in figure for figure in figures)
     # Needs nothing else: no reference that a browser would fetch.
@@ -71,7 +73,7 @@ def test_what_is_missing_is_said(about: About, tmp_path: Path):
 
 def test_one_load_is_drawn_as_bars(about: About, tmp_path: Path):
     write_report(tmp_path, about, ran())
-    assert (tmp_path / "report.html").read_text().count("<svg") == 3
+    assert (tmp_path / "report.html").read_text().count("<svg") == 4
 
 
 def test_words_of_a_file_cannot_become_markup(tmp_path: Path):

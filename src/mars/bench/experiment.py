@@ -24,12 +24,14 @@ from typing import Any
 
 import msgspec
 
-from mars.bench.experiment_plan import Cell, Experiment, Load, choose_sessions
+from mars.bench.bound import lower_bound
+from mars.bench.bound_work import Box
+from mars.bench.experiment_plan import Cell, Experiment, Load, choose_sessions, disguise
 from mars.bench.experiment_store import CellRecord
 from mars.bench.result import write_result
 from mars.core.policy import Registry, admission_policies, scheduling_policies, tool_policies
 from mars.sim.loop import StuckError
-from mars.sim.run import simulate
+from mars.sim.run import Machine, SimConfig, simulate
 from mars.traces.io import PUBLIC_PREFIX
 from mars.traces.schema import TraceSession, encode_session
 
@@ -42,6 +44,8 @@ _SHARED_CODE = (
     "traces/*.json",
     "traces/public/*.xz",
     "bench/experiment_plan.py",
+    "bench/bound.py",
+    "bench/bound_work.py",
     "bench/ideal.py",
     "bench/metrics.py",
 )
@@ -98,6 +102,7 @@ def cell_key(experiment: Experiment, cell: Cell) -> str:
         "traces": [_trace_hash(part.trace) for part in experiment.workload.parts],
         "rate_per_s": cell.rate_per_s,
         "config": dataclasses.asdict(config),
+        "tool_names": cell.tool_names,
     }
     text = json.dumps(decides, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -130,9 +135,11 @@ def run_cell(load: Load, cell: Cell, key: str, keep_in: Path | None = None) -> C
         admission=cell.config.admission,
         tool_policy=cell.config.tool_policy,
     )
-    sessions, record.sessions_hash = _sessions(_encoded(load), cell.seed, cell.rate_per_s)
+    encoded = _encoded(load)
+    sessions, record.sessions_hash = _sessions(encoded, cell.seed, cell.rate_per_s)
     try:
-        result = simulate(sessions, cell.config)
+        record.lower_bound_s = _bound_s(encoded, cell.seed, cell.rate_per_s, _box(cell.config))
+        result = simulate(disguise(sessions, cell.tool_names, cell.seed), cell.config)
     except StuckError as error:
         record.error = str(error)
         return record
@@ -155,6 +162,25 @@ def _sessions(load: bytes, seed: int, rate_per_s: float) -> tuple[list[TraceSess
     for session in chosen:
         digest.update(encode_session(session) + b"\n")
     return chosen, digest.hexdigest()[:24]
+
+
+def _box(config: SimConfig) -> Box:
+    machine = Machine.of(config)
+    shape = machine.shape
+    return Box(
+        cost=machine.cost,
+        num_cores=config.num_cpus,
+        pool_tokens=shape.num_usable_blocks * shape.block_size,
+        block_size=shape.block_size,
+        chunk_tokens=shape.max_num_batched_tokens,
+    )
+
+
+@lru_cache(maxsize=8)
+def _bound_s(load: bytes, seed: int, rate_per_s: float, box: Box) -> float | None:
+    """Of a point and seed, whoever runs there."""
+    found = lower_bound(_sessions(load, seed, rate_per_s)[0], box)
+    return None if found is None else found.mean_s
 
 
 def run_cells(

@@ -8,11 +8,12 @@ point, and the cells of a point and seed differ in nothing else.
 
 from __future__ import annotations
 
+import random
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -93,6 +94,10 @@ class Contender(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     admission_options: dict[str, Any] = {}
     tool_policy_options: dict[str, Any] = {}
     sweeps_caps: bool | None = None
+    is_variant: bool = False
+    """Ours in part, or changed: shown, but no baseline that ours is held against."""
+    tool_names: Literal["recorded", "missing", "shuffled"] = "recorded"
+    """What policies are told of tools: their names, nothing, or names drawn anew per call."""
 
     @property
     def is_swept(self) -> bool:
@@ -108,6 +113,10 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is asked, and what to know when reading the answer."""
     reference: str
     """Label of the contender that ratios refer to."""
+    ours: str | None = None
+    """Label of the contender for whom the report states targets."""
+    finds_knee: bool = False
+    """Also run the load at which the strongest baseline's mean slowdown is 3."""
     seeds: Count = 5
     first_seed: int = 1
     caps: tuple[Count, ...] = ()
@@ -115,6 +124,11 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     workload: Load
     machines: tuple[Box, ...]
     contenders: tuple[Contender, ...]
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Labels of the contenders that ours is held against."""
+        return tuple(c.label for c in self.contenders if c.label != self.ours and not c.is_variant)
 
     def seeds_run(self, num_seeds: int | None = None) -> range:
         """The seeds; ``num_seeds`` in place of the file's number."""
@@ -131,6 +145,7 @@ class Cell:
     cap: int | None
     seed: int
     config: SimConfig
+    tool_names: str = "recorded"
 
     def __str__(self) -> str:
         cap = "" if self.cap is None else f", cap {self.cap}"
@@ -167,20 +182,28 @@ def _problems(experiment: Experiment) -> Iterator[str]:
             yield f"no [[{what}]]; name at least one"
         if len(set(names)) < len(names):
             yield f"{what}: two have the same label; results could not be told apart"
-    if experiment.reference not in labels:
-        yield f"reference = {experiment.reference!r} is no contender; there are {labels}"
+    for key in ("reference", "ours"):
+        label = getattr(experiment, key)
+        if label is not None and label not in labels:
+            yield f"{key} = {label!r} is no contender; there are {labels}"
+    if experiment.finds_knee and experiment.ours is None:
+        yield "finds_knee: say with `ours` for whom the comparison at the knee is made"
     if len(set(experiment.caps)) < len(experiment.caps):
         yield "caps: one stands twice"
     for contender in experiment.contenders:
-        for name in ("policy_options", "admission_options", "tool_policy_options"):
-            own = [key for key in getattr(contender, name) if key in GIVEN]
-            if own:
-                yield (
-                    f"contender {contender.label!r}: {name}.{own[0]}: every policy is offered "
-                    "the machine's; leave it out"
-                )
-        if contender.is_swept and experiment.caps and contender.admission.startswith("cap:"):
-            yield f"contender {contender.label!r}: a fixed cap is in caps; leave its own out"
+        yield from _contender_problems(contender, experiment.caps)
+
+
+def _contender_problems(contender: Contender, caps: tuple[int, ...]) -> Iterator[str]:
+    for name in ("policy_options", "admission_options", "tool_policy_options"):
+        own = [key for key in getattr(contender, name) if key in GIVEN]
+        if own:
+            yield (
+                f"contender {contender.label!r}: {name}.{own[0]}: every policy is offered "
+                "the machine's; leave it out"
+            )
+    if contender.is_swept and contender.admission in {f"cap:{cap}" for cap in caps}:
+        yield f"contender {contender.label!r}: {contender.admission} is in caps; leave its own out"
 
 
 def _workload_problems(load: Load) -> Iterator[str]:
@@ -195,8 +218,18 @@ def _workload_problems(load: Load) -> Iterator[str]:
         yield "workload: rates_per_s must ascend, and low_rate_per_s be below them"
 
 
-def cells(experiment: Experiment, num_seeds: int | None = None) -> list[Cell]:
-    """All cells, seed by seed: what an interrupted run leaves is whole comparisons."""
+def cells(
+    experiment: Experiment,
+    num_seeds: int | None = None,
+    knees: Mapping[str, Sequence[float]] | None = None,
+) -> list[Cell]:
+    """All cells, seed by seed: what an interrupted run leaves is whole comparisons.
+
+    Args:
+        experiment: the file.
+        num_seeds: in place of the file's number.
+        knees: loads beyond the file's, by machine.
+    """
     return [
         Cell(
             machine=box.label,
@@ -205,10 +238,11 @@ def cells(experiment: Experiment, num_seeds: int | None = None) -> list[Cell]:
             cap=cap,
             seed=seed,
             config=_config(box, contender, cap, seed),
+            tool_names=contender.tool_names,
         )
         for seed in experiment.seeds_run(num_seeds)
         for box in experiment.machines
-        for rate in experiment.workload.rates
+        for rate in (*experiment.workload.rates, *(knees or {}).get(box.label, ()))
         for contender in experiment.contenders
         for cap in (None, *(experiment.caps if contender.is_swept else ()))
     ]
@@ -288,6 +322,39 @@ def _part_sessions(part: Part, count: int, seed: int, *, is_unique: bool) -> lis
             f"{len(recorded)}; lower its share, or use a regime"
         )
     return sample(recorded, count, seed=seed, arrivals="together", **bounds)
+
+
+def disguise(sessions: Sequence[TraceSession], tool_names: str, seed: int) -> list[TraceSession]:
+    """The same sessions under the tool names that policies are to see.
+
+    Args:
+        sessions: as recorded.
+        tool_names: as in :class:`Contender`.
+        seed: of the draw of shuffled names; they come from all calls, so classes say nothing.
+    """
+    if tool_names == "recorded":
+        return list(sessions)
+    names = [tool.name for s in sessions for turn in s.turns for tool in turn.tools]
+    if tool_names == "missing":
+        names = ["tool"] * len(names)
+    else:
+        random.Random(f"names/{seed}").shuffle(names)
+    drawn = iter(names)
+    return [
+        msgspec.structs.replace(
+            session,
+            turns=tuple(
+                msgspec.structs.replace(
+                    turn,
+                    tools=tuple(
+                        msgspec.structs.replace(tool, name=next(drawn)) for tool in turn.tools
+                    ),
+                )
+                for turn in session.turns
+            ),
+        )
+        for session in sessions
+    ]
 
 
 def read(trace: str) -> list[TraceSession]:

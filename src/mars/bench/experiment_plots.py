@@ -7,7 +7,7 @@ best static cap. Bands are 95% intervals of the mean over seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,8 @@ DRAWINGS = (
         "completion",
         "Completion time",
         ("sct_mean_s", "sct_p95_s"),
-        "Seconds from a session's arrival to its end, mean and 95th percentile.",
+        "Seconds from a session's arrival to its end, mean and 95th percentile; dotted grey: "
+        "below this no schedule can be; dotted red: the knee.",
     ),
     Drawing(
         "goodput",
@@ -62,10 +63,50 @@ DRAWINGS = (
         "Tokens computed that had been computed before, as a share; and mean slowdown.",
     ),
 )
+ALPHAS = Drawing(
+    "alpha",
+    "Goodput by bar",
+    ("goodput_2", "goodput_3", "goodput_5"),
+    "Sessions an hour that finish within alpha times their time alone, at the knee and at the "
+    "highest load.",
+)
 
 
-def draw(drawing: Drawing, points: Sequence[Point]) -> Figure:
-    """The figure, with a row of panels per machine."""
+def draw_alphas(chosen: Sequence[Point]) -> Figure:
+    """Goodput at each bar of everyone at each of the given points, a panel per point."""
+    contenders = list(dict.fromkeys(e.contender for p in chosen for e in p.entries))
+    rows = max(len(p.shown) for p in chosen)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 0.26 * rows + 1.0), layout="constrained")
+        grid = figure.subplots(1, len(chosen), squeeze=False)
+        for axis, point in zip(grid[0], chosen, strict=True):
+            axis.set_title(f"{point.machine}, {point.rate_per_s:g}/s")
+            _alpha_bars(axis, point, contenders)
+    return figure
+
+
+def _alpha_bars(axis: Any, point: Point, contenders: list[str]) -> None:
+    for row, entry in enumerate(point.shown):
+        colour = COLOURS[contenders.index(entry.contender) % len(COLOURS)]
+        # The strictest bar in front: what it counts is part of the others.
+        for measure, alpha in zip(reversed(ALPHAS.measures), (0.3, 0.6, 1.0), strict=True):
+            value = entry.mean(measure)
+            if value is not None:
+                axis.barh(row, value, color=colour, alpha=alpha, height=0.7)
+    axis.set_yticks(range(len(point.shown)), [e.label for e in point.shown])
+    axis.invert_yaxis()
+    axis.set_xlabel("sessions an hour within 2 (dark), 3 and 5 (light) times the time alone")
+    axis.grid(visible=False, axis="y")
+
+
+def draw(drawing: Drawing, points: Sequence[Point], knees_per_s: Mapping[str, float]) -> Figure:
+    """The figure, with a row of panels per machine.
+
+    Args:
+        drawing: what is shown.
+        points: all points.
+        knees_per_s: load at the knee, by machine, where it is known.
+    """
     machines = list(dict.fromkeys(p.machine for p in points))
     contenders = list(dict.fromkeys(e.contender for p in points for e in p.entries))
     is_sweep = any(sum(p.machine == m for p in points) > 1 for m in machines)
@@ -83,6 +124,8 @@ def draw(drawing: Drawing, points: Sequence[Point]) -> Figure:
                 axis.set_title(f"{machine}: {MEASURES[measure].label}")
                 if is_sweep:
                     _lines(axis, here, contenders, measure)
+                    if machine in knees_per_s:
+                        axis.axvline(knees_per_s[machine], color="#d55e00", lw=0.8, ls=":")
                 else:
                     _bars(axis, here[0], contenders, measure)
         if is_sweep:
@@ -98,6 +141,9 @@ def _lines(axis: Any, points: Sequence[Point], contenders: list[str], measure: s
         capped = [(p.rate_per_s, p.best_cap(contender)) for p in points]
         _line(axis, own, measure, contender, color=colour, marker=MARKS[index % len(MARKS)])
         _line(axis, capped, measure, f"{contender}, best cap", color=colour, linestyle="--")
+    bounds = [(p.rate_per_s, b) for p in points if (b := p.lower_bound_s) is not None]
+    if measure == "sct_mean_s" and bounds:
+        axis.plot(*zip(*bounds, strict=True), color="#7f7f7f", ls=":", lw=1.2, label="lower bound")
     axis.set_xlabel("sessions arriving per second")
     axis.set_ylim(bottom=0)
     _percent(axis.yaxis, measure)

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from mars.bench.experiment_knee import knee_point, strongest
 from mars.bench.experiment_store import About, CellRecord
 from mars.bench.experiment_table import (
     KNEE_SLOWDOWN,
@@ -22,10 +23,13 @@ from mars.bench.experiment_table import (
     knee_per_s,
     points,
 )
+from mars.bench.experiment_targets import Target, closed_share, targets
 from mars.bench.stats import Interval
 
 Table = tuple[str, list[str], list[list[str]]]
 """Caption, header, rows."""
+Drawn = tuple[str, str, str, Any]
+"""Name of the file, heading, caption, figure."""
 NO_VALUE = "-"
 METHOD = (
     "Everything is simulated: steps take the time a roofline model of the profile gives; the "
@@ -39,7 +43,9 @@ METHOD = (
 
 
 def write_report(folder: Path, about: About, records: Iterable[CellRecord]) -> list[Point]:
-    """Write ``report.md``, ``report.json`` and, with matplotlib, ``report.html``.
+    """Write ``report.md`` with its figures as PNG, ``report.json`` and ``report.html``.
+
+    Needs matplotlib, of the bench extra.
 
     Returns:
         The points compared; empty when no seed is complete anywhere.
@@ -48,21 +54,28 @@ def write_report(folder: Path, about: About, records: Iterable[CellRecord]) -> l
         UnequalError: contenders ran different sessions.
     """
     ran = list(records)
-    found = points(about.experiment, ran, about.seeds)
+    found = points(about.experiment, ran, about.seeds, about.knees)
     if not found:
         return found
-    tables = list(all_tables(about, found))
+    held_to = targets(about.experiment, found)
+    tables = list(all_tables(about, found, held_to))
     lead = _lead(about, ran)
-    (folder / "report.md").write_text(markdown(about, lead, tables), encoding="utf-8")
+    drawn = figures(about, found)
+    for name, _, _, figure in drawn:
+        figure.savefig(folder / f"{name}.png", dpi=110)
+    (folder / "report.md").write_text(markdown(about, lead, tables, drawn), encoding="utf-8")
     (folder / "report.json").write_text(
-        json.dumps(_tree(about, found), indent=1) + "\n", encoding="utf-8"
+        json.dumps(_tree(about, found, held_to), indent=1) + "\n", encoding="utf-8"
     )
-    (folder / "report.html").write_text(page(about, lead, tables, found), encoding="utf-8")
+    (folder / "report.html").write_text(page(about, lead, tables, drawn), encoding="utf-8")
     return found
 
 
-def all_tables(about: About, found: Sequence[Point]) -> Iterable[Table]:
+def all_tables(about: About, found: Sequence[Point], held_to: Sequence[Target]) -> Iterable[Table]:
     """Every table, in order: verdicts first, then all measures of every point."""
+    if held_to:
+        yield target_table(about, held_to)
+    yield bound_table(about, found)
     yield summary_table(about, found)
     yield from best_cap_tables(found)
     knees = knee_table(about, found)
@@ -76,6 +89,39 @@ def place(point: Point) -> str:
     """The point, in words."""
     low = " (low load)" if point.is_low else ""
     return f"{point.machine}, {point.rate_per_s:g} sessions/s{low}"
+
+
+def target_table(about: About, held_to: Sequence[Target]) -> Table:
+    """Each target, what was measured, and whether it is met."""
+    rows = [[target.text, target.place, target.measured, target.verdict] for target in held_to]
+    return f"Targets of {about.experiment.ours}", ["target", "where", "measured", ""], rows
+
+
+def bound_table(about: About, found: Sequence[Point]) -> Table:
+    """What no schedule can beat, beside what was reached."""
+    experiment, rows = about.experiment, list[list[str]]()
+    for point in found:
+        base = strongest(point, experiment.baselines)
+        best = None if base is None else base.mean("sct_mean_s")
+        ours = None if experiment.ours is None else point.own(experiment.ours)
+        reached = None if ours is None else ours.mean("sct_mean_s")
+        bound, share = point.lower_bound_s, closed_share(point, experiment)
+        rows.append(
+            [
+                place(point),
+                *(NO_VALUE if x is None else f"{x:.0f}" for x in (bound, best, reached)),
+                NO_VALUE if base is None else base.label,
+                *(
+                    NO_VALUE if x is None or not bound else f"{x / bound:.2f}"
+                    for x in (best, reached)
+                ),
+                NO_VALUE if share is None else f"{share:.0%}",
+            ]
+        )
+    name = experiment.ours or "ours"
+    heads = ["", "bound (s)", "strongest (s)", f"{name} (s)", "strongest baseline"]
+    heads += ["strongest / bound", f"{name} / bound", "gap closed"]
+    return "Mean completion time, and the least that any schedule could reach", heads, rows
 
 
 def summary_table(about: About, found: Sequence[Point]) -> Table:
@@ -133,10 +179,36 @@ def point_table(point: Point) -> Table:
     return f"{place(point)}: all measures (seeds {seeds})", heads, rows
 
 
-def markdown(about: About, lead: Sequence[str], tables: Sequence[Table]) -> str:
-    """The report as Markdown."""
+def figures(about: About, found: Sequence[Point]) -> list[Drawn]:
+    """All figures, each with its name, heading and caption."""
+    from mars.bench import experiment_plots as draw
+
+    knees: dict[str, Point] = {}
+    for box in about.experiment.machines:
+        here = [p for p in found if p.machine == box.label]
+        point = knee_point(here, about.experiment.baselines)
+        if point is not None and about.experiment.finds_knee:
+            knees[box.label] = point
+    knees_per_s = {name: point.rate_per_s for name, point in knees.items()}
+    drawn = [
+        (d.name, d.heading, d.caption, draw.draw(d, found, knees_per_s)) for d in draw.DRAWINGS
+    ]
+    busiest = {p.machine: p for p in found}
+    chosen = [p for p in found if p in knees.values() or p in busiest.values()]
+    alphas = draw.ALPHAS
+    return [*drawn, (alphas.name, alphas.heading, alphas.caption, draw.draw_alphas(chosen[:4]))]
+
+
+def markdown(
+    about: About, lead: Sequence[str], tables: Sequence[Table], drawn: Sequence[Drawn]
+) -> str:
+    """The report as Markdown; figures are files beside it."""
     made = f"`{shlex.join(about.command)}`"
     parts = [f"# {about.experiment.title}", *lead]
+    parts += [
+        f"## {heading}\n\n![{heading}]({name}.png)\n\n{caption} Made by {made}"
+        for name, heading, caption, _ in drawn
+    ]
     for caption, heads, rows in tables:
         lines = [f"## {caption}", "", _row(heads), f"|{'---|' * len(heads)}"]
         lines += [_row(row) for row in rows]
@@ -144,17 +216,16 @@ def markdown(about: About, lead: Sequence[str], tables: Sequence[Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(about: About, lead: Sequence[str], tables: Sequence[Table], found: Sequence[Point]) -> str:
-    """The report as one HTML page; figures need matplotlib, of the bench extra."""
-    from mars.bench import experiment_plots, plots, report
+def page(about: About, lead: Sequence[str], tables: Sequence[Table], drawn: Sequence[Drawn]) -> str:
+    """The report as one HTML page."""
+    from mars.bench import plots, report
 
     made = f"<figcaption>Made by <code>{_text(shlex.join(about.command))}</code></figcaption>"
     parts = [f"<h1>{_text(about.experiment.title)}</h1>"]
     parts += [f'<p class="lead">{_text(text)}</p>' for text in lead]
-    for drawing in experiment_plots.DRAWINGS:
-        figure = plots.svg(experiment_plots.draw(drawing, found))
-        caption = f"<figcaption>{_text(drawing.caption)}</figcaption>{made}"
-        parts.append(f"<h2>{_text(drawing.heading)}</h2><figure>{figure}{caption}</figure>")
+    for _, heading, text, figure in drawn:
+        caption = f"<figcaption>{_text(text)}</figcaption>{made}"
+        parts.append(f"<h2>{_text(heading)}</h2><figure>{plots.svg(figure)}{caption}</figure>")
     for caption, heads, rows in tables:
         parts.append(f"<h2>{_text(caption)}</h2>{_html_table(heads, rows)}{made}")
     tree = json.dumps(msgspec.to_builtins(about.experiment), indent=1)
@@ -179,19 +250,26 @@ def _lead(about: About, records: Sequence[CellRecord]) -> list[str]:
     return [*texts, METHOD]
 
 
-def _tree(about: About, found: Sequence[Point]) -> dict[str, Any]:
+def _tree(about: About, found: Sequence[Point], held_to: Sequence[Target]) -> dict[str, Any]:
     return {
         "schema": "mars.experiment-report/1",
         "title": about.experiment.title,
         "command": about.command,
         "code": about.code,
         "reference": about.experiment.reference,
+        "ours": about.experiment.ours,
+        "targets": [
+            {"target": t.text, "where": t.place, "measured": t.measured, "is_met": t.is_met}
+            for t in held_to
+        ],
         "points": [
             {
                 "machine": p.machine,
                 "rate_per_s": p.rate_per_s,
                 "is_low_load": p.is_low,
                 "seeds": p.seeds,
+                "lower_bound_s": p.lower_bound_s,
+                "gap_closed": closed_share(p, about.experiment),
                 "entries": [_entry_tree(e) for e in p.entries],
             }
             for p in found

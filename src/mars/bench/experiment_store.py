@@ -45,6 +45,8 @@ class CellRecord(msgspec.Struct, kw_only=True):
     tool_policy: str
     sessions_hash: str = ""
     """Equal for all contenders of a point and seed."""
+    lower_bound_s: float | None = None
+    """Mean completion time that no schedule of these sessions can beat."""
     summary: Summary | None = None
     error: str | None = None
     """Set when the policies never served some turn."""
@@ -60,6 +62,8 @@ class About(msgspec.Struct, kw_only=True):
     num_cells: int
     code: str
     """Hash of the code the cells were made with."""
+    knees: dict[str, list[float]] = {}
+    """Loads run in search of the knee, by machine."""
 
 
 class Store:
@@ -158,19 +162,30 @@ class Store:
 
 
 def still_wanted(
-    records: Iterable[CellRecord], keys: Iterable[str], seeds: Iterable[int]
+    records: Iterable[CellRecord],
+    keys: Iterable[str],
+    seeds: Iterable[int],
+    loads: Iterable[float] | None = None,
 ) -> dict[str, CellRecord]:
     """Finished cells to keep: those of the plan, and those of further seeds.
 
     A cell of a planned seed that is not in the plan is of an older version of the code or of
     the experiment; one that got stuck is tried again.
+
+    Args:
+        records: what there is.
+        keys: cells of the plan.
+        seeds: the plan's.
+        loads: the plan's, where further ones may follow: cells at other loads are kept.
     """
     planned, covered = set(keys), set(seeds)
-    return {
-        record.key: record
-        for record in records
-        if record.error is None and (record.key in planned or record.seed not in covered)
-    }
+    known_loads = None if loads is None else set(loads)
+
+    def is_wanted(record: CellRecord) -> bool:
+        is_further = known_loads is not None and record.rate_per_s not in known_loads
+        return record.key in planned or record.seed not in covered or is_further
+
+    return {r.key: r for r in records if r.error is None and is_wanted(r)}
 
 
 def encode(record: CellRecord) -> bytes:

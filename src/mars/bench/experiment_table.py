@@ -9,7 +9,7 @@ the contender is better than what it is compared with, whichever way the measure
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,6 +113,14 @@ class Point:
     is_low: bool
     seeds: list[int]
     entries: list[Entry]
+    lower_bounds_s: list[float] = field(default_factory=list[float])
+    """By seed: mean completion time that no schedule can beat."""
+
+    @property
+    def lower_bound_s(self) -> float | None:
+        """Mean over seeds; None where it is not known for all."""
+        known = self.lower_bounds_s
+        return float(np.mean(known)) if known and len(known) == len(self.seeds) else None
 
     def own(self, contender: str) -> Entry | None:
         """A contender under its own admission."""
@@ -134,9 +142,18 @@ class Point:
 
 
 def points(
-    experiment: Experiment, records: Iterable[CellRecord], seeds: Sequence[int]
+    experiment: Experiment,
+    records: Iterable[CellRecord],
+    seeds: Sequence[int],
+    knees: Mapping[str, Sequence[float]] | None = None,
 ) -> list[Point]:
     """Compare what has been run: per point, the seeds that everyone there has finished.
+
+    Args:
+        experiment: the file.
+        records: finished cells.
+        seeds: which count.
+        knees: loads beyond the file's, by machine.
 
     Raises:
         UnequalError: contenders of a point ran different sessions.
@@ -147,7 +164,7 @@ def points(
             by_place[record.machine, record.rate_per_s].append(record)
     load, found = experiment.workload, list[Point]()
     for box in experiment.machines:
-        for rate in load.rates:
+        for rate in sorted({*load.rates, *(knees or {}).get(box.label, ())}):
             point = _point(experiment, box.label, rate, by_place[box.label, rate])
             if point.seeds:
                 found.append(point)
@@ -165,7 +182,9 @@ def _point(experiment: Experiment, machine: str, rate: float, ran: list[CellReco
     seeds = sorted(s for s in {r.seed for r in ran} if all((*e, s) in cells for e in expected))
     is_low = rate == experiment.workload.low_rate_per_s
     entries = [_entry(name, cap, [cells[name, cap, s] for s in seeds]) for name, cap in expected]
-    point = Point(machine, rate, is_low, seeds, entries)
+    bounds = [cells[*expected[0], s].lower_bound_s for s in seeds]
+    known = [bound for bound in bounds if bound is not None]
+    point = Point(machine, rate, is_low, seeds, entries, known)
     if seeds:
         _mark_best_caps(point)
         _compare(point, experiment.reference)
@@ -204,6 +223,11 @@ def _mark_best_caps(point: Point) -> None:
             best[entry.contender] = (score, entry)
     for _, entry in best.values():
         entry.is_best_cap = True
+
+
+def ratio(ours: Entry, theirs: Entry, measure: str) -> Interval | None:
+    """By which factor one is better than another at the same point, in one measure."""
+    return _ratios(ours, theirs, (measure,)).get(measure)
 
 
 def _compare(point: Point, reference: str) -> None:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from cyclopts import App
@@ -23,10 +24,11 @@ from rich.progress import (
 from rich.table import Table
 
 from mars.bench.experiment import cell_key, code_fingerprint, run_cells
+from mars.bench.experiment_knee import further_loads
 from mars.bench.experiment_plan import Cell, Experiment, cells, check_machines, load_experiment
 from mars.bench.experiment_report import write_report
 from mars.bench.experiment_store import About, CellRecord, Store, still_wanted
-from mars.bench.experiment_table import Point
+from mars.bench.experiment_table import Point, points
 from mars.cli.errors import CliError
 
 INTERRUPTED = 130
@@ -88,34 +90,65 @@ def run(
     experiment = load_experiment(scenario)
     check_machines(experiment)
     store = Store(out or Path("results") / scenario.stem)
-    plan = [(cell_key(experiment, cell), cell) for cell in cells(experiment, seeds)]
-    seed_list = list(experiment.seeds_run(seeds))
-    console = Console(stderr=True)
+    wish = Wish(experiment, seeds, workers, command(scenario, seeds, out))
+    keep_in = store.folder / "runs" if keep_sessions else None
     with store.locked():
-        done = still_wanted(store.read(), (key for key, _ in plan), seed_list)
-        order = [key for key, _ in plan]
-        store.rewrite(done.values(), order)
+        _run_all(store, wish, keep_in)
+        _report(store)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for."""
+
+    experiment: Experiment
+    num_seeds: int | None
+    num_workers: int | None
+    command: list[str]
+
+
+def _run_all(store: Store, wish: Wish, keep_in: Path | None) -> None:
+    """Run the file's loads, then those that the search for the knee asks for."""
+    console = Console(stderr=True)
+    experiment, seed_list = wish.experiment, list(wish.experiment.seeds_run(wish.num_seeds))
+    knees: dict[str, list[float]] = {}
+    while True:
+        planned = cells(experiment, wish.num_seeds, knees)
+        plan = [(cell_key(experiment, cell), cell) for cell in planned]
+        keys = [key for key, _ in plan]
+        loads = {cell.rate_per_s for cell in planned} if experiment.finds_knee else None
+        done = still_wanted(store.read(), keys, seed_list, loads)
+        store.rewrite(done.values(), keys)
         about = About(
             experiment=experiment,
             seeds=seed_list,
-            command=command(scenario, seeds, out),
+            command=wish.command,
             num_cells=len(plan),
             code=code_fingerprint(),
+            knees=knees,
         )
         store.begin(about)
         missing = [(key, cell) for key, cell in plan if key not in done]
         _say_start(console, experiment, len(plan), len(missing))
-        keep_in = store.folder / "runs" if keep_sessions else None
-        num_workers = min(workers or os.cpu_count() or 1, max(1, len(missing)))
+        num_workers = min(wish.num_workers or os.cpu_count() or 1, max(1, len(missing)))
         ran = run_cells(experiment, missing, num_workers=num_workers, keep_in=keep_in)
         try:
             _run(ran, missing, store, console)
         except KeyboardInterrupt:
-            store.rewrite(store.read(), order)
+            store.rewrite(store.read(), keys)
             console.print("Stopped; what is done is kept. The same command goes on from here.")
             sys.exit(INTERRUPTED)
-        store.rewrite(store.read(), order)
-        _report(store)
+        of_plan = [record for record in store.read() if record.key in set(keys)]
+        further = further_loads(experiment, points(experiment, of_plan, seed_list, knees), knees)
+        if further is None:
+            break
+        knees = further
+        console.print(f"Looking for the knee at {_loads(knees)}", highlight=False)
+    store.rewrite(still_wanted(store.read(), keys, seed_list).values(), keys)
+
+
+def _loads(knees: dict[str, list[float]]) -> str:
+    return ", ".join(f"{rates[-1]:g}/s on {name}" for name, rates in knees.items() if rates)
 
 
 @app.command
