@@ -30,7 +30,7 @@ PROFILE = "h100-80gb-qwen3-coder-30b-a3b"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--wall-s", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--policies", default=",".join(scheduling_policies.names()))
@@ -59,6 +59,8 @@ def main() -> int:
         num_engines += 1
         steps_of[policy] += storm.num_steps
         total.update(storm.counts)
+        done = f"{num_steps:,} of {options.steps:,} steps, {time.monotonic() - start:.0f} s"
+        print(f"{done}: {policy}, seed {seed}", file=sys.stderr)
     seconds = time.monotonic() - start
     print(f"{num_steps:,} steps of {num_engines} engines in {seconds:.0f} s, all checked: sound")
     for policy, steps in sorted(steps_of.items()):

@@ -146,8 +146,9 @@ class Storm:
             if not self._resume_in:
                 self._resume()
         draw = rng.random()
-        if draw < 0.5 and len(self._open) < self.max_open:
-            self._arrive()
+        if draw < 0.5:
+            if len(self._open) < self.max_open:
+                self._arrive()
         elif draw < 0.51 and self._open:
             self._abort([rng.choice(list(self._open))])
         elif draw < 0.55 and self._agents:
