@@ -22,8 +22,8 @@ COST: CostModel = load_profile("h100-80gb-qwen3-coder-30b-a3b").cost
 @pytest.mark.parametrize("policy", scheduling_policies.names())
 def test_nothing_is_lost_whatever_happens(tmp_path: Path, policy: str) -> None:
     storm = Storm(policy, 11, tmp_path, is_async=True, cost=COST)
-    storm.run(700)
-    assert storm.counts["turn_finished"] > 100
+    storm.run(1000)
+    assert storm.counts["turn_finished"] > 40
     assert storm.counts["turn_preempted"] + storm.counts["kv_released"] > 0
     assert storm.counts["aborted"] > 0
 
