@@ -12,6 +12,7 @@ from rich.console import Console
 from mars.bench.compare import Run, speed_up_text
 from mars.bench.live import comparison
 from mars.bench.result import read_result
+from mars.cli.bench_agents import agents
 from mars.cli.errors import CliError
 
 DEFAULT_SCENARIO = Path("scenarios/demo.toml")
@@ -26,10 +27,13 @@ app = App(
 mars bench demo                                  # what `make demo` does
 mars bench demo --sessions 24 --policies fcfs,mars
 mars bench replay public:swe-agent --url http://127.0.0.1:8000 --json run.json
+mars bench agents --clients openhands_agent,codex  # real agents, unmodified
 mars bench compare results/demo/fcfs/result.json results/demo/mars/result.json
 ```
 """,
 )
+
+app.command(agents)
 
 
 @app.command
