@@ -186,6 +186,10 @@ class ToolsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     cpu_list: str | None = None
     """Cores for tools, as in ``2-5,8``. None: all that this process may use."""
 
+    socket: str | None = None
+    """Unix socket of the tool server that runs beside the gateway. None: one in a folder of
+    its own, named at the start."""
+
     timeout_s: Seconds = 600.0
     """A tool call that runs longer is killed with all its processes."""
 

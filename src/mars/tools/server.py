@@ -66,7 +66,7 @@ class ToolServer:
     """Serves a pool on a unix socket.
 
     Args:
-        pool: The pool; started and closed by whoever made it.
+        pool: The pool; started at the first call, closed by whoever made it.
         path: Of the socket; one left by a dead server is replaced.
     """
 
@@ -128,6 +128,8 @@ class ToolServer:
         except (msgspec.DecodeError, ValueError) as error:
             await _send(writer, {"error": f"not a request of the tool server: {error}"})
             return
+        if isinstance(ask, RunRequest | LeaseRequest):
+            self._pool.start()  # nobody samples for a pool that has no calls
         match ask:
             case RunRequest():
                 await self._run(ask.request, reader, writer)
