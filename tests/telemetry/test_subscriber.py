@@ -141,6 +141,25 @@ async def test_what_a_full_queue_dropped_is_fetched_again(
     assert listener.events("events_dropped") == []
 
 
+async def test_a_long_replay_comes_in_pieces(
+    engine: Engine, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mars.telemetry.subscriber.REPLAY_CHUNK", 4)
+    await listener.hear(engine, queued(0))
+    for i in range(1, 11):
+        engine.unheard(queued(i), queued(100 + i))
+    engine.publisher.send([queued(11)])
+    largest = 0
+    async with asyncio.timeout(TIMEOUT_S):
+        while listener.got[-1].event != queued(11):
+            records = await listener.subscriber.receive()
+            largest = max(largest, len(records))
+            listener.got += records
+    assert whole(listener.seqs())
+    assert largest <= 5
+    assert listener.subscriber.num_replayed == 20
+
+
 async def test_only_what_the_engine_keeps_no_more_is_reported_lost(tmp_path: Path) -> None:
     engine, listener = Engine(tmp_path, Ring(max_batches=3)), Listener(tmp_path)
     try:

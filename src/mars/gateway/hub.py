@@ -30,8 +30,8 @@ KEEP_ENDED = 1_000
 KEEP_SAMPLES = 1_200
 """Five minutes of samples at the engine's default of one in 0.25 s."""
 LOG_BATCH = 256
-CARRIED_AT_ONCE = 256
-"""Sessions restated before others get their turn in the event loop."""
+EMITTED_AT_ONCE = 256
+"""Events of one kind of work before others get their turn in the event loop."""
 LOG_RETRY_S = 1.0
 
 _log = structlog.get_logger("mars.gateway")
@@ -65,6 +65,7 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._writing: asyncio.Future[None] | None = None
         self._num_untold = 0
+        self._log_read = asyncio.Event()
 
     @property
     def has_engine_events(self) -> bool:
@@ -154,8 +155,23 @@ class Hub:
 
     async def _listen(self, subscriber: EventSubscriber) -> None:
         while True:
-            for record in await subscriber.receive():
-                self.emit(record.event, record.source)
+            records = await subscriber.receive()
+            for start in range(0, len(records), EMITTED_AT_ONCE):
+                for record in records[start : start + EMITTED_AT_ONCE]:
+                    self.emit(record.event, record.source)
+                await self._log_keeps_up()
+
+    async def _log_keeps_up(self) -> None:
+        """Give others their turn; let a burst wait in ZMQ rather than run over the log."""
+        await asyncio.sleep(0)
+        while self._is_log_behind():
+            self._log_read.clear()
+            await self._log_read.wait()
+
+    def _is_log_behind(self) -> bool:
+        if self._sink is None or self._num_untold:  # a full disk holds nobody up
+            return False
+        return self.bus.last_seq - self._log_reader.seq > self._config.queue_events // 2
 
     async def _keep_log(self, sink: JsonlSink) -> None:
         """Write records as they come; the disk never makes the event loop wait."""
@@ -164,6 +180,7 @@ class Hub:
         while True:
             await reader.wait()
             records = reader.read(LOG_BATCH)
+            self._log_read.set()
             if not records or not await self._logged(sink, records):
                 continue
             if sink.num_headers != num_headers:
@@ -201,8 +218,8 @@ class Hub:
             if (mark := subscriber.mark(self._clock())) is not None:
                 self.emit(mark)
         views = list(self.fold.sessions.values())
-        for start in range(0, len(views), CARRIED_AT_ONCE):
-            for view in views[start : start + CARRIED_AT_ONCE]:
+        for start in range(0, len(views), EMITTED_AT_ONCE):
+            for view in views[start : start + EMITTED_AT_ONCE]:
                 if view.ended_at is None:
                     self.emit(carried(view, self._clock()))
             await asyncio.sleep(0)

@@ -32,6 +32,8 @@ REPLAY_TIMEOUT_S = 2.0
 """Between two answers of a replay: the engine's link answers within milliseconds unless
 the machine starves it; control sees stale telemetry after as long (chosen)."""
 
+REPLAY_CHUNK = 10_000
+"""Events asked for at once, which bounds what a long replay takes in memory."""
 MAX_WATCHED = 100_000
 """Open turns (and held sessions) remembered of one engine; far more than any runs at once."""
 
@@ -105,6 +107,7 @@ class EventSubscriber:
         self._open_requests: dict[str, None] = {}
         self._retentions: dict[str, None] = {}
         self._is_joined = False
+        self._pending: tuple[str, list[Record]] | None = None
         self.rank = rank
         self.position = position
         self.num_lost = 0
@@ -117,17 +120,17 @@ class EventSubscriber:
 
         A malformed batch is asked for again as a gap, once the next one shows it.
         """
-        while True:
+        while self._pending is None:
             frames: list[bytes] = await self._socket.recv_multipart()
             try:
-                _, instance, _, payload = frames
-                batch = decode_batch(payload)
-                told = instance.decode()
+                _, told, _, payload = frames
+                batch, instance = decode_batch(payload), told.decode()
             except (CodecError, ValueError):
                 self.num_malformed += 1
                 continue
-            if records := await self._in_order(told, batch):
-                return records
+            if batch:
+                self._pending = (instance, batch)
+        return await self._up_to(*self._pending)
 
     def mark(self, now: float) -> ev.EngineJoined | None:
         """Where the stream stands, for a reader of the log; None before the first event."""
@@ -138,20 +141,23 @@ class EventSubscriber:
             time=now, instance=instance, engine_rank=self.rank, first_seq=seq + 1, is_restart=False
         )
 
-    async def _in_order(self, instance: str, batch: Sequence[Record]) -> list[Record]:
-        if not batch:
-            return []
+    async def _up_to(self, instance: str, batch: Sequence[Record]) -> list[Record]:
+        """The next events of an instance, as far as this batch at most."""
         out: list[Record] = []
-        first, now = batch[0].seq, batch[0].event.time
         if self.position is None or not self._is_joined or self.position.instance != instance:
-            out.append(self._join(instance, first, now))
+            out.append(self._join(instance, batch[0].seq, batch[0].event.time))
         assert self.position is not None
         missing = self.position.seq + 1
+        end = batch[0].seq - 1
         fetched: list[Record] = []
-        if missing < first and self._replay is not None:
-            fetched = await self._replay.fetch(instance, missing, first - 1)
+        if missing <= end and self._replay is not None:
+            chunk_end = min(end, missing + REPLAY_CHUNK - 1)
+            fetched = await self._replay.fetch(instance, missing, chunk_end)
             self.num_replayed += len(fetched)
-        for record in (*fetched, *batch):
+            end = chunk_end if fetched else end
+        is_whole = end == batch[0].seq - 1
+        self._pending = None if is_whole else self._pending
+        for record in (*fetched, *(batch if is_whole else ())):
             out += self._next(record)
         return out
 

@@ -5,7 +5,7 @@ Streams numbered words as ``data:`` lines, remembers what it was sent, and notic
 a client goes away. ``pause()`` stops all replies before their next token, which lets a
 test look at the middle of a stream without waiting for time to pass. A request may script
 its own reply: ``fake_text``, and ``fake_tools`` as ``[{"id": ..., "name": ...}]`` (chat).
-Run as a process::
+With endpoints, it reports its turns and load as vLLM's plug-in does. Run as a process::
 
     python -m mars.testing.engine --port 18301 --num-tokens 32 --token-interval-s 0.01
 """
@@ -26,6 +26,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from mars.testing.reports import EngineReports
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -63,6 +65,8 @@ class FakeEngine:
     seen: list[SeenRequest] = field(default_factory=list[SeenRequest])
     cancelled: list[SeenRequest] = field(default_factory=list[SeenRequest])
     finished: list[SeenRequest] = field(default_factory=list[SeenRequest])
+    reports: EngineReports | None = None
+    """Tells of turns over ZMQ, as the plug-in does."""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     _running: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -95,6 +99,8 @@ class FakeEngine:
                 Route("/v1/responses", generate, methods=["POST"]),
                 Route("/v1/messages", generate, methods=["POST"]),
                 Route("/v1/embeddings", generate, methods=["POST"]),
+                Route("/fake/state", self._state),
+                Route("/fake/burst", self._burst, methods=["POST"]),
             ]
         )
 
@@ -115,6 +121,22 @@ class FakeEngine:
     async def _models(self, request: Request) -> Response:
         models = {"object": "list", "data": [{"id": "fake-model", "object": "model"}]}
         return Response(msgspec.json.encode(models), media_type="application/json")
+
+    async def _state(self, request: Request) -> Response:
+        """What happened so far, for tests that run this as a process."""
+        state = {
+            "seen": [r.session_id for r in self.seen],
+            "num_finished": len(self.finished),
+            "num_cancelled": len(self.cancelled),
+            "commands": self.reports.commands if self.reports else [],
+        }
+        return Response(msgspec.json.encode(state), media_type="application/json")
+
+    async def _burst(self, request: Request) -> Response:
+        """Publish ``?count=N`` events at once."""
+        if self.reports is not None:
+            self.reports.burst(int(request.query_params["count"]))
+        return Response()
 
     async def _metrics(self, request: Request) -> Response:
         running = len(self.seen) - len(self.finished) - len(self.cancelled)
@@ -149,12 +171,16 @@ class _Generate:
             body,
         )
         await self._engine.note(self._engine.seen, seen)
+        reports = self._engine.reports
+        request_id = reports.submitted(seen.session_id, len(body)) if reports else ""
         try:
             wanted = msgspec.json.decode(body, type=dict[str, Any])
         except msgspec.DecodeError:
             error = {"error": {"message": "not JSON", "type": "BadRequestError", "code": 400}}
             response = Response(msgspec.json.encode(error), 400, media_type="application/json")
             await response(scope, receive, send)
+            if reports:
+                reports.finished(request_id, 0, "error")
             return
         replying = asyncio.ensure_future(self._reply(wanted, send))
         leaving = asyncio.ensure_future(_disconnected(receive))
@@ -165,6 +191,9 @@ class _Generate:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         engine = self._engine
+        if reports:
+            num_tokens = wanted.get("max_tokens", engine.num_tokens)
+            reports.finished(request_id, num_tokens, "stop" if is_done else "abort")
         await engine.note(engine.finished if is_done else engine.cancelled, seen)
 
     async def _reply(self, wanted: dict[str, Any], send: Send) -> None:
@@ -251,8 +280,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=18301)
     parser.add_argument("--num-tokens", type=int, default=8)
     parser.add_argument("--token-interval-s", type=float, default=0.0)
+    parser.add_argument("--events-endpoint")
+    parser.add_argument("--control-endpoint")
+    parser.add_argument("--rank", type=int, default=0)
     options = parser.parse_args()
     engine = FakeEngine(options.num_tokens, options.token_interval_s)
+    if options.events_endpoint:
+        engine.reports = EngineReports(
+            options.events_endpoint, options.control_endpoint, options.rank
+        )
     uvicorn.run(engine.app(), host="127.0.0.1", port=options.port, log_level="warning", ws="none")
 
 
