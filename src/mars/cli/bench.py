@@ -13,6 +13,7 @@ from mars.bench.compare import Run, speed_up_text
 from mars.bench.live import comparison
 from mars.bench.result import read_result
 from mars.cli.bench_agents import agents
+from mars.cli.bench_openhands import openhands
 from mars.cli.errors import CliError
 
 DEFAULT_SCENARIO = Path("scenarios/demo.toml")
@@ -27,6 +28,7 @@ app = App(
 mars bench demo                                  # what `make demo` does
 mars bench demo --sessions 24 --policies fcfs,mars
 mars bench replay public:swe-agent --url http://127.0.0.1:8000 --json run.json
+mars bench openhands --policies fcfs,mars    # real conversations, real tools
 mars bench agents --clients openhands_agent,codex  # real agents, unmodified
 mars bench compare results/demo/fcfs/result.json results/demo/mars/result.json
 ```
@@ -34,6 +36,7 @@ mars bench compare results/demo/fcfs/result.json results/demo/mars/result.json
 )
 
 app.command(agents)
+app.command(openhands)
 
 
 @app.command

@@ -23,7 +23,7 @@ from typing import Any
 
 from mars.core.cost import Architecture
 from mars.profiles import Profile
-from mars.traces.content import FIRST_TOKEN, NUM_TOKENS
+from mars.traces.content import FIRST_TOKEN, NUM_TOKENS, filler_array
 
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", END_OF_TURN)
@@ -39,8 +39,8 @@ FIRST_BYTE = FIRST_TOKEN + NUM_TOKENS
 VOCABULARY_SIZE = FIRST_BYTE + 256
 
 # 28 x 8 = 224 syllables. No letter is in both, so a text of syllables splits one way only.
-_FIRST_LETTERS = "bcdfghjklmnpqrstvwxyzBDFGKLM"
-_SECOND_LETTERS = "aeiouAEI"
+FIRST_LETTERS = "bcdfghjklmnpqrstvwxyzBDFGKLM"
+SECOND_LETTERS = "aeiouAEI"
 
 # The form of Hermes and Qwen: tool calls as JSON between marks, results as user messages.
 _CHAT_TEMPLATE = """\
@@ -70,6 +70,12 @@ _CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {{ '<|im_start|>assistant\\n' if add_generation_prompt else '' }}"""
+
+
+def filler_text(content_id: str, count: int) -> str:
+    """Text of exactly ``count`` tokens of this tokenizer, always the same for a content id."""
+    letters = [first + second for first in FIRST_LETTERS for second in SECOND_LETTERS]
+    return "".join(letters[token - FIRST_TOKEN] for token in filler_array(content_id, 0, count))
 
 
 def prepare_model_dir(profile: Profile, directory: Path) -> Path:
@@ -130,7 +136,7 @@ def _tokenizer_configuration(shape: Architecture) -> dict[str, Any]:
 def _tokenizer() -> dict[str, Any]:
     """The ``tokenizer.json`` of Hugging Face's tokenizers: byte-level BPE, 224 merges."""
     letters = _byte_letters()
-    syllables = [first + second for first in _FIRST_LETTERS for second in _SECOND_LETTERS]
+    syllables = [first + second for first in FIRST_LETTERS for second in SECOND_LETTERS]
     added = _added_tokens()
     vocabulary: dict[str, int] = {token["content"]: token["id"] for token in added}
     vocabulary |= {syllable: FIRST_TOKEN + index for index, syllable in enumerate(syllables)}
