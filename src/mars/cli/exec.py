@@ -96,7 +96,7 @@ def run_tool(
     )
     groups = ControlGroups()
     try:
-        result = run_in_foreground(request, poster, groups, _slot())
+        result = run_in_foreground(request, poster, groups, slot_client())
     finally:
         groups.close()
     for notice in result.notices:
@@ -110,7 +110,7 @@ def _run_mcp(command: tuple[str, ...], session_id: str, poster: EventPoster) -> 
     from mars.tools.mcp_proxy import run_proxy
 
     try:
-        code = run_proxy(command, session_id, poster, _slot)
+        code = run_proxy(command, session_id, poster, slot_client)
     except OSError as error:
         raise CliError(
             f"cannot start the MCP server {command[0]!r}: {error.strerror}", "check the command"
@@ -118,7 +118,12 @@ def _run_mcp(command: tuple[str, ...], session_id: str, poster: EventPoster) -> 
     return code if code >= 0 else 128 - code
 
 
-def _slot() -> SlotClient | None:
+def slot_client() -> SlotClient | None:
+    """A slot of the tool server that ``MARS_TOOLS`` names; None where it names none.
+
+    Raises:
+        CliError: ``MARS_TOOLS_WAIT_S`` is no number.
+    """
     path = os.environ.get("MARS_TOOLS")
     if not path:
         return None
