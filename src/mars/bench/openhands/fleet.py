@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mars.bench.agents.clients import CLIENTS, ROOT
-from mars.bench.openhands import worker
 from mars.bench.result import SessionRecord
 
+WORKER = Path(__file__).with_name("worker.py")
+"""Never imported here: it runs where OpenHands is."""
 START_LEAD_S = 2.0
 """Between the word to begin and the first arrival."""
 READY_S = 240.0
@@ -112,7 +113,7 @@ class Fleet:
         with (self._out / f"openhands-{number}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 str(client.bin / "python"),
-                worker.__file__,
+                str(WORKER),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
