@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 
 import msgspec
 import pytest
 
-from mars.cli import checks
-from mars.cli.checks import CHECKS, Finding, Verdict
+from mars.cli import checks, gateway_checks
+from mars.cli.checks import CHECKS
 from mars.cli.doctor import print_findings
-from mars.config import EngineConfig, GatewayConfig, MarsConfig
+from mars.cli.findings import Finding, Verdict
+from mars.config import EngineConfig, GatewayConfig, KeyConfig, MarsConfig, TelemetryConfig
+from mars.testing.engine import FakeEngine, serve
 from tests.cli.conftest import Run
 
 
@@ -30,7 +33,7 @@ def test_a_taken_port_is_a_warning_with_a_fix():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         config = MarsConfig(gateway=GatewayConfig(port=taken.getsockname()[1]))
-        finding = checks.port(config)
+        finding = gateway_checks.port(config)
     assert finding.verdict is Verdict.WARN
     assert "is in use" in finding.found
     assert "--port" in finding.fix
@@ -40,6 +43,47 @@ def test_an_unknown_policy_fails():
     finding = checks.settings(MarsConfig(engine=EngineConfig(policy="nope")))
     assert finding.verdict is Verdict.FAIL
     assert "'nope'" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("settings", "verdict", "found"),
+    [
+        ({}, Verdict.OK, "0 of clients, none of the operator; only this host"),
+        ({"host": "0.0.0.0"}, Verdict.FAIL, "refuse to start"),
+        ({"host": "0.0.0.0", "admin_key": "k"}, Verdict.WARN, "any host may send"),
+        ({"host": "::", "admin_key": "k", "api_key": "c"}, Verdict.OK, "1 of clients, one of"),
+        ({"keys": (KeyConfig(name="a", key_env="NOT_SET_ANYWHERE"),)}, Verdict.FAIL, "NOT_SET"),
+    ],
+)
+def test_keys_are_looked_at(settings: dict[str, object], verdict: Verdict, found: str):
+    finding = gateway_checks.keys(MarsConfig(gateway=GatewayConfig(**settings)))
+    assert finding.verdict is verdict
+    assert found in finding.found
+
+
+async def test_the_engine_is_asked(free_port: int):
+    async def found(engine: FakeEngine) -> Finding:
+        async with serve(engine.app()) as url:
+            config = MarsConfig(gateway=GatewayConfig(engine_url=url))
+            return await asyncio.to_thread(gateway_checks.engine, config)
+
+    assert (await found(FakeEngine())).verdict is Verdict.OK
+    finding = await found(FakeEngine(is_healthy=False))
+    assert finding.verdict is Verdict.WARN
+    assert "answers 503" in finding.found
+    away = MarsConfig(gateway=GatewayConfig(engine_url=f"http://127.0.0.1:{free_port}"))
+    assert "nothing healthy at" in gateway_checks.engine(away).found
+
+
+def test_a_collector_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, free_port: int):
+    config = MarsConfig(telemetry=TelemetryConfig(spans=True))
+    url = f"http://127.0.0.1:{free_port}"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    finding = gateway_checks.spans(config)
+    assert finding.verdict is Verdict.WARN
+    assert url in finding.found
+    with socket.create_server(("127.0.0.1", free_port)):
+        assert gateway_checks.spans(config).verdict is Verdict.OK
 
 
 @pytest.mark.vllm

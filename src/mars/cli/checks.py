@@ -9,14 +9,12 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 
-import msgspec
 import psutil
 
-from mars.cli.errors import CliError
-from mars.cli.ports import require_free
+from mars.cli.findings import Finding, Verdict
+from mars.cli.gateway_checks import GATEWAY_CHECKS
 from mars.config import ConfigError, MarsConfig, check_policies
 
 GIB = 2**30
@@ -30,23 +28,6 @@ MIN_MEMORY_BYTES = 4 * GIB
 
 MIN_FILES = 4096
 """Two descriptors a held or streaming request, for a thousand of them and some."""
-
-
-class Verdict(Enum):
-    """How serious a finding is."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One row: what was looked at, what was found, and what to do if that is not enough."""
-
-    verdict: Verdict
-    what: str
-    found: str
-    fix: str = ""
 
 
 def python(config: MarsConfig) -> Finding:
@@ -182,16 +163,6 @@ def files(config: MarsConfig) -> Finding:
     return Finding(Verdict.WARN, "open files", found, fix)
 
 
-def port(config: MarsConfig) -> Finding:
-    """Whether the gateway's port is free."""
-    host, number = config.gateway.host, config.gateway.port
-    try:
-        require_free(host, number, "gateway.port")
-    except CliError as error:
-        return Finding(Verdict.WARN, "port", error.cause, error.fix)
-    return Finding(Verdict.OK, "port", f"{host}:{number} is free")
-
-
 CHECKS: tuple[Callable[[MarsConfig], Finding], ...] = (
     python,
     settings,
@@ -203,5 +174,5 @@ CHECKS: tuple[Callable[[MarsConfig], Finding], ...] = (
     pressure,
     cgroups,
     files,
-    port,
+    *GATEWAY_CHECKS,
 )

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mars.cli.checks import CHECKS, Finding, Verdict
+from mars.cli.checks import CHECKS
+from mars.cli.findings import Finding, Verdict
 from mars.cli.settings import NO_SETTINGS, SettingsFlags
 
 app = App(
@@ -37,7 +38,7 @@ def doctor(
     json: Annotated[bool, Parameter(negative=())] = False,
     settings: SettingsFlags = NO_SETTINGS,
 ) -> None:
-    """Check Python, vLLM and its seams, memory, cores, pressure, cgroups and ports.
+    """Check this machine, vLLM and its seams, the settings, keys, and whether the engine answers.
 
     Parameters
     ----------
