@@ -115,7 +115,7 @@ class ScriptBook:
         Args:
             prompt: as the chat template made it.
             is_forced: the request demands a tool call (``tool_choice: required``): the
-                answer is the JSON list that vLLM's grammar accepts, and nothing else.
+                answer is calls and nothing else, which is what vLLM's grammar accepts.
         """
         tools = offered_tools(prompt)
         marks = _MARK.findall(prompt)
@@ -227,11 +227,11 @@ def _marked(call: ToolCall) -> str:
 
 def _forced(calls: Iterable[ToolCall], mark: str) -> str:
     """Without text, the step's mark goes into the arguments: as a comment, into a command."""
-    written: list[dict[str, Any]] = []
+    written: list[str] = []
     for name, arguments in calls:
         marked = dict(arguments)
         for field in _COMMAND_FIELDS:
             if isinstance(marked.get(field), str):
                 marked[field] += f"  # {mark}"
-        written.append({"name": name, "parameters": marked})
-    return json.dumps(written, ensure_ascii=False)
+        written.append(_marked((name, marked)))
+    return "".join(written)
