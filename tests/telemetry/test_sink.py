@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,14 @@ import pytest
 
 from mars.core.events import Event, ToolQueued
 from mars.telemetry.codec import Record
-from mars.telemetry.sink import JsonlSink, LogError, read_events, read_header, read_records
+from mars.telemetry.sink import (
+    JsonlSink,
+    LogError,
+    read_events,
+    read_header,
+    read_log,
+    read_records,
+)
 
 
 def queued(seq: int) -> Record:
@@ -113,21 +121,77 @@ sink = JsonlSink(sys.argv[1])
 event = Opaque(time=1.0, wire_kind="x", fields={"text": "y" * 100})
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 10000))
 try:
-    sink.write(Record(i, "x", event) for i in range(100))
+    for i in range(0, 100, 2):
+        sink.write([Record(i, "x", event), Record(i + 1, "x", event)])
 except OSError as error:
-    print(error.strerror)
+    print(error.strerror, i)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
 sink.write([Record(1000, "x", event)])
 """
 
 
-def test_a_full_disk_leaves_no_half_line_in_the_middle_of_the_log(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_half_batch_in_the_middle_of_the_log(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     ran = subprocess.run(
         [sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True
     )
-    assert ran.stdout.strip() == "File too large"
+    message, _, failed_at = ran.stdout.strip().rpartition(" ")
+    assert message == "File too large"
     seqs = [r.seq for r in read_records(path)]
-    assert seqs[-1] == 1000
-    assert seqs[:-1] == list(range(len(seqs) - 1))
+    assert seqs == [*range(int(failed_at)), 1000]
     assert len(seqs) > 10
+
+
+def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    path, old = tmp_path / "events.jsonl", tmp_path / "events.1.jsonl"
+    sink = JsonlSink(path)
+    sink.write([queued(1)])
+    path.rename(old)
+    sink.write([queued(2)])
+    assert sink.num_headers == 2
+    sink.close()
+    assert [[r.seq for r in read_records(p)] for p in (old, path)] == [[1], [2]]
+
+
+def test_a_file_that_was_emptied_begins_with_a_header_again(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    sink = JsonlSink(path)
+    sink.write([queued(1)])
+    os.truncate(path, 0)  # logrotate's copytruncate
+    sink.write([queued(2)])
+    sink.close()
+    assert [r.seq for r in read_records(path)] == [2]
+
+
+def test_a_long_log_has_headers_to_begin_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mars.telemetry.sink.CHECKPOINT_BYTES", 1000)
+    path = tmp_path / "events.jsonl"
+    sink = JsonlSink(path)
+    for i in range(1, 31):
+        sink.write([queued(i)])
+    sink.close()
+    entries = list(read_log(path))
+    assert sink.num_headers == sum(isinstance(entry, dict) for entry in entries)
+    assert sink.num_headers >= 3
+    assert [r.seq for r in read_records(path)] == list(range(1, 31))
+
+
+FULL_AT_START = """
+import resource, signal, sys
+from mars.telemetry import JsonlSink, LogError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+try:
+    JsonlSink(sys.argv[1])
+except LogError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_at_start_names_the_setting(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL_AT_START, tmp_path / "events.jsonl"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "File too large" in ran.stdout
+    assert "telemetry.events_path" in ran.stdout

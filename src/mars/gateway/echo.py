@@ -111,5 +111,5 @@ def _dicts(values: Any) -> list[dict[str, Any]]:
 def _list(raw: msgspec.Raw) -> list[dict[str, Any]]:
     try:
         return _dicts(msgspec.json.decode(raw)) if bytes(raw) else []
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []

@@ -49,6 +49,11 @@ class ReplyReader:
         """Tool calls in the order in which they came."""
         return list(self._tools.values())
 
+    @property
+    def has_tools(self) -> bool:
+        """Whether a tool call has been seen."""
+        return bool(self._tools)
+
     def feed(self, chunk: bytes) -> None:
         """Take the next chunk of the body."""
         self._rest += chunk
@@ -74,7 +79,7 @@ class ReplyReader:
     def _take(self, raw: bytes) -> None:
         try:
             part = msgspec.json.decode(raw)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return  # [DONE], or not for us to judge
         if isinstance(part, dict):
             self._chat(part)

@@ -119,7 +119,7 @@ def decode_json(line: bytes | str, *, seq: int = 0, source: str = "unknown") -> 
     """
     try:
         wire = _json_decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CodecError(f"not a JSON object: {error}") from error
     return from_map(wire, seq=seq, source=source)
 
@@ -137,6 +137,6 @@ def decode_batch(payload: bytes) -> list[Record]:
     """
     try:
         wires = _msgpack_batch.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CodecError(f"not a msgpack list of events: {error}") from error
     return [from_map(wire) for wire in wires]

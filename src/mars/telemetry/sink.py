@@ -72,7 +72,7 @@ class JsonlSink:
         """Append complete lines as made by :meth:`lines`.
 
         Raises:
-            OSError: the disk is full or gone; the log then ends with a complete line.
+            OSError: the disk is full or gone; nothing of ``lines`` is in the log then.
         """
         if self._is_rotated():
             self._begin()
@@ -105,11 +105,12 @@ class JsonlSink:
 
     def _append(self, lines: bytes) -> None:
         view = memoryview(lines)
+        start = os.fstat(self._fd).st_size
         try:
             while view:
                 view = view[os.write(self._fd, view) :]
         except OSError:
-            _cut_torn_tail(self._fd)
+            os.ftruncate(self._fd, start)  # all or nothing: the writer counts it as lost
             raise
         self._num_bytes += len(lines)
 

@@ -34,6 +34,8 @@ the machine starves it; control sees stale telemetry after as long (chosen)."""
 
 REPLAY_CHUNK = 10_000
 """Events asked for at once, which bounds what a long replay takes in memory."""
+REPLAY_ATTEMPTS = 5
+"""To catch up with a ring that moves on while it is asked."""
 MAX_WATCHED = 100_000
 """Open turns (and held sessions) remembered of one engine; far more than any runs at once."""
 
@@ -55,11 +57,15 @@ class ReplayClient:
         self._timeout_s = timeout_s
         self._ticket = 0
 
-    async def fetch(self, instance: str, first: int, last: int) -> list[Record]:
-        """Events ``first``..``last`` of an instance, in order; those still kept."""
+    async def fetch(self, instance: str, first: int, last: int) -> tuple[list[Record], int]:
+        """Events ``first``..``last`` of an instance, in order, as far as they are kept.
+
+        Beside them the number of the oldest event kept; 0 when nothing is, or nobody answers.
+        """
         self._ticket += 1
         wanted = {"op": "replay", "ticket": self._ticket, "first": first, "last": last}
         found: list[Record] = []
+        oldest = 0
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._socket.send(msgspec.msgpack.encode(wanted | {"instance": instance}))
@@ -69,11 +75,12 @@ class ReplayClient:
                 if int.from_bytes(ticket, "big") != self._ticket:
                     continue  # of a request that was given up
                 if kind == REPLAY_END:
+                    oldest = int.from_bytes(payload, "big")
                     break
                 found += [r for r in decode_batch(payload) if first <= r.seq <= last]
         except (TimeoutError, CodecError):
             pass  # what came so far is what there is; the rest is reported lost
-        return sorted(found, key=lambda record: record.seq)
+        return sorted(found, key=lambda record: record.seq), oldest
 
     def close(self) -> None:
         """Stop."""
@@ -147,19 +154,28 @@ class EventSubscriber:
         if self.position is None or not self._is_joined or self.position.instance != instance:
             out.append(self._join(instance, batch[0].seq, batch[0].event.time))
         assert self.position is not None
-        missing = self.position.seq + 1
         end = batch[0].seq - 1
-        fetched: list[Record] = []
-        if missing <= end and self._replay is not None:
-            chunk_end = min(end, missing + REPLAY_CHUNK - 1)
-            fetched = await self._replay.fetch(instance, missing, chunk_end)
-            self.num_replayed += len(fetched)
-            end = chunk_end if fetched else end
-        is_whole = end == batch[0].seq - 1
+        fetched = await self._missed(instance, self.position.seq + 1, end)
+        is_whole = not fetched or fetched[-1].seq >= end
         self._pending = None if is_whole else self._pending
         for record in (*fetched, *(batch if is_whole else ())):
             out += self._next(record)
         return out
+
+    async def _missed(self, instance: str, start: int, end: int) -> list[Record]:
+        """The first events from ``start`` to ``end`` that can be had again; maybe not all."""
+        for _ in range(REPLAY_ATTEMPTS):
+            if start > end or self._replay is None:
+                break
+            chunk_end = min(end, start + REPLAY_CHUNK - 1)
+            fetched, oldest = await self._replay.fetch(instance, start, chunk_end)
+            if fetched:
+                self.num_replayed += len(fetched)
+                return fetched
+            if oldest <= start:
+                break
+            start = oldest
+        return []
 
     def _join(self, instance: str, first: int, now: float) -> Record:
         """Begin with an instance: where it was left, at its first event, or here."""

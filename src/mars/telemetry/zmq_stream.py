@@ -111,6 +111,12 @@ class Ring:
             while len(self._batches) > self._max_batches or self._num_bytes > self._max_bytes:
                 self._num_bytes -= len(self._batches.popleft()[2])
 
+    @property
+    def oldest(self) -> int:
+        """Number of the oldest event kept; 0 when there is none."""
+        with self._lock:
+            return self._batches[0][0] if self._batches else 0
+
     def between(self, first: int, last: int) -> list[bytes]:
         """Payloads of the kept batches that hold numbers ``first``..``last``."""
         with self._lock:
@@ -194,7 +200,7 @@ class ControlReceiver:
                 is_replay = message.get("op") == "replay"
                 if is_replay:
                     self._replay(peer, message)
-            except (msgspec.DecodeError, IndexError, KeyError, TypeError):
+            except (msgspec.DecodeError, RecursionError, LookupError, TypeError, ValueError):
                 self.num_malformed += 1
                 continue
             if not is_replay:
@@ -205,13 +211,15 @@ class ControlReceiver:
         ticket = int(message["ticket"]).to_bytes(8, "big")
         first, last = int(message["first"]), int(message["last"])
         publisher = self._publisher
-        batches = []
+        batches, oldest = [], 0
         if publisher is not None and message["instance"] == publisher.instance:
-            batches = publisher.ring.between(first, last)
+            batches, oldest = publisher.ring.between(first, last), publisher.ring.oldest
         for payload in batches:
             self._socket.send_multipart([peer, REPLAY_BATCH, ticket, payload], flags=zmq.NOBLOCK)
         self.num_replayed += len(batches)
-        self._socket.send_multipart([peer, REPLAY_END, ticket, b""], flags=zmq.NOBLOCK)
+        self._socket.send_multipart(
+            [peer, REPLAY_END, ticket, oldest.to_bytes(8, "big")], flags=zmq.NOBLOCK
+        )
 
     def close(self) -> None:
         """Stop receiving."""

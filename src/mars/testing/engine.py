@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import operator
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
@@ -175,7 +176,8 @@ class _Generate:
         request_id = reports.submitted(seen.session_id, len(body)) if reports else ""
         try:
             wanted = msgspec.json.decode(body, type=dict[str, Any])
-        except msgspec.DecodeError:
+            operator.index(wanted.get("max_tokens", 0))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError):
             error = {"error": {"message": "not JSON", "type": "BadRequestError", "code": 400}}
             response = Response(msgspec.json.encode(error), 400, media_type="application/json")
             await response(scope, receive, send)

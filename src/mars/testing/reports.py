@@ -13,7 +13,7 @@ from mars.telemetry.engine_link import EngineLink
 
 NUM_BLOCKS = 1000
 BLOCK = 16
-BATCH = 50
+BATCH = 10
 """Events of one burst that make a batch, as one engine step does."""
 
 
