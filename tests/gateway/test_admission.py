@@ -10,10 +10,11 @@ import pytest
 from mars.config import GatewayConfig
 from mars.core.model import Load
 from mars.core.policy import admission_policies
-from mars.gateway.admission import PLACE_KEPT_S, Admission
+from mars.gateway.admission import Admission
 from mars.gateway.identity import Identity
 from mars.gateway.openai import ApiError
-from tests.gateway.conftest import make_site
+from mars.gateway.places import PLACE_KEPT_S
+from tests.gateway.conftest import TIMEOUT_S, Site, make_site
 
 
 class Bench:
@@ -34,8 +35,11 @@ class Bench:
             **options,
         )
 
-    def enter(self, session_id: str) -> asyncio.Task[Any]:
-        return asyncio.create_task(self.admission.enter(Identity(session_id, "test"), 100))
+    def enter(
+        self, session_id: str, budget_s: float | None = None, parent: str | None = None
+    ) -> asyncio.Task[Any]:
+        who = Identity(session_id, "test", parent)
+        return asyncio.create_task(self.admission.enter(who, 100, budget_s=budget_s))
 
     def kinds(self, session_id: str) -> list[str]:
         return [e.kind for e in self.events if getattr(e, "session_id", None) == session_id]
@@ -45,6 +49,13 @@ async def spin() -> None:
     """Let tasks run that can."""
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+async def absent(site: Site, session_id: str) -> None:
+    """Return when nobody waits on the place of this session, which it still has."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not {h["session_id"]: h for h in (await site.state())["held"]}[session_id]["is_away"]:
+            await asyncio.sleep(0.01)
 
 
 async def test_sessions_beyond_the_window_are_held_and_let_in_in_order_of_arrival() -> None:
@@ -94,22 +105,52 @@ async def test_arrivals_in_a_burst_are_each_decided_at_once() -> None:
             bench.admission.enter(Identity(f"s{i}", "test"), 100).send(None)
 
 
-async def test_a_client_that_leaves_while_held_frees_its_place() -> None:
+async def test_a_client_that_leaves_while_held_is_passed_and_finds_its_place_again() -> None:
     async with make_site(admission="cap:1") as site:
         site.engine.pause()
         running = site.start_chat("a")
         await site.event("session_admitted", session_id="a")
         leaving = site.start_chat("b")
         await site.event("session_held", session_id="b")
-        leaving.cancel()
-        await site.event("session_ended", session_id="b", reason="disconnected")
         third = site.start_chat("c")
         await site.event("session_held", session_id="c")
+        leaving.cancel()
+        await absent(site, "b")
+        back = site.start_chat("b")
+        await site.waiting(2)
         site.engine.resume()
         await running
-        site.gateway.admission.end("a", "explicit")
-        assert (await third)[0] == 200
-        assert "b" not in [r.session_id for r in site.engine.seen]
+        for name, task in (("a", back), ("b", third)):
+            site.gateway.admission.end(name, "explicit")
+            assert (await task)[0] == 200
+        assert [r.session_id for r in site.engine.seen] == ["a", "b", "c"]
+
+
+async def test_a_place_that_nobody_comes_back_to_is_given_up() -> None:
+    bench = Bench("cap:1")
+    await bench.enter("a")
+    leaving = bench.enter("b")
+    await spin()
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    bench.now += PLACE_KEPT_S + 1
+    bench.admission.tick()
+    assert bench.events[-1].reason == "disconnected"
+    assert bench.admission.num_held == 0
+
+
+async def test_a_child_of_an_active_session_is_let_in_at_once() -> None:
+    bench = Bench("cap:1")
+    await bench.enter("a")
+    waiting = bench.enter("b")
+    assert (await bench.enter("a/sub", parent="a")).parent == "a"
+    assert not waiting.done()
+    stranger = bench.enter("b/sub", parent="b")
+    await spin()
+    assert not stranger.done()
+    for task in (waiting, stranger):
+        task.cancel()
+    await asyncio.gather(waiting, stranger, return_exceptions=True)
 
 
 async def test_a_spent_hold_budget_is_a_503_and_the_retry_finds_its_place() -> None:
@@ -138,14 +179,14 @@ async def test_a_spent_hold_budget_is_a_503_and_the_retry_finds_its_place() -> N
 
 
 async def test_the_place_of_an_absent_session_is_skipped_and_kept_in_order() -> None:
-    bench = Bench("cap:1", hold_budget_s=0.01, keepalive_s=0.001)
+    bench = Bench("cap:1")
     await bench.enter("a")
     with pytest.raises(ApiError):
-        await bench.enter("b")
+        await bench.enter("b", budget_s=0.01)
     with pytest.raises(ApiError):
-        await bench.enter("c")
+        await bench.enter("c", budget_s=0.01)
     returned = bench.enter("b")
-    also = bench.enter("c")
+    also = bench.enter("c", budget_s=0.01)
     await asyncio.sleep(0)
     assert [p.held.session.session_id for p in bench.admission.places()] == ["b", "c"]
     bench.admission.end("a", "explicit")
@@ -171,7 +212,12 @@ async def test_the_queue_is_bounded() -> None:
     for task in held:
         task.cancel()
     await asyncio.gather(*held, return_exceptions=True)
-    assert bench.admission.num_held == 0
+    later = bench.enter("d")  # in place of the first that left
+    await spin()
+    bench.now += 0.1
+    assert [p.session_id for p in bench.admission.places()] == ["c", "d"]
+    later.cancel()
+    await asyncio.gather(later, return_exceptions=True)
 
 
 async def test_ten_thousand_held_sessions_are_let_in_in_order() -> None:

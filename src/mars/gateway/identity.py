@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import msgspec
 
 from mars.gateway.openai import ApiError
+from mars.gateway.tenants import DEFAULT
 
 MAX_ID_LENGTH = 256
 BYTES_PER_TOKEN = 4
@@ -47,6 +48,7 @@ class Peek(msgspec.Struct):
     previous_response_id: Any = None
     client_metadata: Any = None
     metadata: Any = None
+    priority: Any = None
     model: Any = None
     stream: Any = None
     max_tokens: Any = None
@@ -69,13 +71,14 @@ class Identity:
     source: str
     parent: str | None = None
     is_final: bool = False
+    tenant: str = DEFAULT
 
 
 def peek(body: bytes) -> Peek | None:
     """The looked-at fields, or None when the body is not a JSON object."""
     try:
         return _peek_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -163,7 +166,7 @@ def _user_session(metadata: Any) -> Any:
         return None
     try:
         return msgspec.json.decode(user, type=dict[str, Any]).get("session_id")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

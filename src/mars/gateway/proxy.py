@@ -9,13 +9,13 @@ engine's connection is closed, which makes vLLM abort the request.
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import aiohttp
 from multidict import CIMultiDict
@@ -23,8 +23,10 @@ from yarl import URL
 
 from mars.config import GatewayConfig
 from mars.gateway import identity as ids
-from mars.gateway.heartbeat import Heartbeat, heartbeat_of
-from mars.gateway.openai import ApiError, Send, send_error
+from mars.gateway.heartbeat import Heartbeat
+from mars.gateway.keyring import Keyring
+from mars.gateway.openai import MESSAGES, ApiError, Send, send_error
+from mars.gateway.patience import patience_of
 from mars.gateway.turns import Turns, TurnWatch
 
 Scope = MutableMapping[str, Any]
@@ -74,6 +76,8 @@ class Reply:
     """The response to the client: what has been sent of it."""
 
     send: Send
+    path: bytes = b""
+    """Of the request, without ``/s/<id>``: says in which envelope errors are told."""
     status: int = 0
     is_stream: bool = False
     is_early: bool = False
@@ -105,43 +109,53 @@ class Reply:
         """
         if not self.status:
             self.status = error.status
-            await send_error(self.send, error)
+            await send_error(self.send, error, self.path)
         elif self.is_stream:
-            told = b"\n\ndata: " + error.body() + b"\n\n"
+            event = b"event: error\n" if self.path.startswith(MESSAGES) else b""
+            told = b"\n\n" + event + b"data: " + error.body(self.path) + b"\n\n"
             await self.body(told, more=not self.is_early)
         elif self.is_early:
-            await self.body(error.body(), more=False)
+            await self.body(error.body(self.path), more=False)
 
 
 class Proxy:
     """ASGI endpoint for everything under ``/v1``.
 
     Args:
-        config: engine address, keys and limits.
+        config: engine address and limits.
         turns: sessions of requests, and their events.
-        answered: told the status of every answer.
+        keys: who may send requests, and for whom.
+        answered: told the status of every answer, and the tenant where there is one.
     """
 
     def __init__(
-        self, config: GatewayConfig, turns: Turns, answered: Callable[[int], None]
+        self,
+        config: GatewayConfig,
+        turns: Turns,
+        keys: Keyring,
+        answered: Callable[[int, str | None], None],
     ) -> None:
-        self._config = config
+        self.config = config
         self._turns = turns
+        self._keys = keys
         self._answered = answered
         self.client: aiohttp.ClientSession | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send)
+        path, path_id = ids.split_path(scope["raw_path"])
+        reply, tenant = Reply(send, path), None
         try:
-            check_key(self._config.api_key, scope)
-            body = await read_body(scope, receive, self._config.max_body_bytes)
+            caller = self._keys.caller(scope)
+            tenant = caller.tenant
+            self._keys.count(caller)
+            body = await read_body(scope, receive, self.config.max_body_bytes)
         except ApiError as error:
             await reply.fail(error)
-            self._answered(reply.status)
+            self._answered(reply.status, tenant)
             return
         except ClientGone:
             return
-        serving = asyncio.ensure_future(self._serve(scope, body, reply))
+        serving = asyncio.ensure_future(self._serve(scope, body, reply, path_id, tenant))
         leaving = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait((serving, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -151,19 +165,29 @@ class Proxy:
             with suppress(asyncio.CancelledError):
                 await serving
         if reply.status:
-            self._answered(reply.status)
+            self._answered(reply.status, tenant)
 
-    async def _serve(self, scope: Scope, body: bytes, reply: Reply) -> None:
-        path, path_id = ids.split_path(scope["raw_path"])
+    async def _serve(
+        self, scope: Scope, body: bytes, reply: Reply, path_id: str | None, tenant: str
+    ) -> None:
+        path = reply.path
         headers = {k.decode("latin-1"): _text(v) for k, v in scope["headers"]}
         turn: TurnWatch | None = None
         outcome = "abort"
         try:
-            looked_at = ids.peek(body) if path in GENERATES and scope["method"] == "POST" else None
-            if looked_at is not None:  # what is no request is for the engine to refuse
-                heartbeat = heartbeat_of(path, is_stream=looked_at.stream is True)
-                beat = partial(reply.beat, heartbeat) if heartbeat is not None else None
-                turn = await self._turns.begin(headers, body, looked_at, path_id, beat)
+            if scope["method"] == "POST" and unquote_to_bytes(path) in GENERATES:
+                looked_at = _looked_at(body)
+                patience = patience_of(
+                    headers,
+                    path,
+                    is_stream=looked_at.stream is True,
+                    budget_s=self.config.hold_budget_s,
+                )
+                beat = partial(reply.beat, patience.heartbeat) if patience.heartbeat else None
+                turn = await self._turns.begin(
+                    headers, body, looked_at, path_id, beat, tenant, patience
+                )
+                turn.has_priority = looked_at.priority is not None
             await self._relay(scope, path, body, reply, turn)
             outcome = "stop"
         except ApiError as error:
@@ -177,7 +201,7 @@ class Proxy:
         self, scope: Scope, path: bytes, body: bytes, reply: Reply, turn: TurnWatch | None
     ) -> None:
         assert self.client is not None, "the gateway has not been started"
-        url = self._config.engine_url.rstrip("/") + path.decode("latin-1")
+        url = self.config.engine_url.rstrip("/") + path.decode("latin-1")
         if scope["query_string"]:
             url += "?" + scope["query_string"].decode("latin-1")
         try:
@@ -189,7 +213,7 @@ class Proxy:
                 allow_redirects=False,
             )
         except aiohttp.ClientError as error:
-            raise engine_error(self._config.engine_url, error) from error
+            raise engine_error(self.config.engine_url, error) from error
         try:
             if not reply.is_early:
                 await reply.start(response.status, _response_headers(response))
@@ -198,14 +222,14 @@ class Proxy:
             if turn is not None:
                 turn.answered(response.status, is_stream=reply.is_stream)
             reply.is_early = False  # from here on a failure cannot be told as a whole body
-            async for chunk in response.content.iter_any():
-                if turn is not None:
-                    turn.saw(chunk)
-                await reply.body(chunk)
+            await _pass_on(response, reply, turn)
         except aiohttp.ClientError as error:
-            raise engine_error(self._config.engine_url, error) from error
+            raise engine_error(self.config.engine_url, error) from error
         finally:
             response.close() if not response.content.at_eof() else response.release()
+        if turn is not None:
+            await turn.complete()
+            await _send_kept(turn, reply)
         await reply.body(b"", more=False)
 
     def _request_headers(self, scope: Scope, turn: TurnWatch | None) -> CIMultiDict[str]:
@@ -219,11 +243,36 @@ class Proxy:
         for key, value in scope["headers"]:
             if key not in _NOT_SENT_ON and key not in named:
                 headers.add(key.decode("latin-1"), _text(value))
-        if self._config.engine_api_key is not None:
-            headers["Authorization"] = f"Bearer {self._config.engine_api_key}"
+        if self.config.engine_api_key is not None:
+            headers["Authorization"] = f"Bearer {self.config.engine_api_key}"
         if turn is not None:
-            headers["X-Session-ID"] = turn.session_id
+            headers["X-Session-ID"] = turn.engine_session_id
+            if self.config.stamp_priority and not turn.has_priority:
+                headers.setdefault("X-Vllm-Priority", str(turn.priority))
         return headers
+
+
+def _looked_at(body: bytes) -> ids.Peek:
+    looked_at = ids.peek(body)
+    if looked_at is None:  # an engine with a laxer parser would serve it unseen
+        raise ApiError(400, "the request body is not a JSON object in UTF-8")
+    return looked_at
+
+
+async def _pass_on(response: aiohttp.ClientResponse, reply: Reply, turn: TurnWatch | None) -> None:
+    """Send the engine's reply on as it comes, but for what is kept back."""
+    async for chunk in response.content.iter_any():
+        if turn is not None:
+            turn.saw(chunk)
+            if turn.keeps(chunk):
+                continue
+            await _send_kept(turn, reply)
+        await reply.body(chunk)
+
+
+async def _send_kept(turn: TurnWatch, reply: Reply) -> None:
+    for part in turn.kept():
+        await reply.body(part)
 
 
 def _text(value: bytes) -> str:
@@ -248,24 +297,6 @@ def engine_error(engine_url: str, error: aiohttp.ClientError) -> ApiError:
         f"the engine at {engine_url} broke the connection ({error or type(error).__name__}); "
         "look into its log, then send the request again",
     )
-
-
-def check_key(api_key: str | None, scope: Scope) -> None:
-    """Refuse a request without the bearer key, in constant time.
-
-    Raises:
-        ApiError: 401.
-    """
-    if api_key is None:
-        return
-    given = b""
-    for key, value in scope["headers"]:
-        if key == b"authorization":
-            given = value.removeprefix(b"Bearer ")
-        elif key == b"x-api-key" and not given:  # how Anthropic clients send it
-            given = value
-    if not hmac.compare_digest(given, api_key.encode()):
-        raise ApiError(401, "send the gateway's key as 'Authorization: Bearer KEY'")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

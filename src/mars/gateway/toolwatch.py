@@ -33,8 +33,36 @@ class ToolWatch:
         self._open: dict[str, dict[str, tuple[CalledTool, float]]] = {}
         self._reported: set[str] = set()
 
-    def replied(self, session_id: str, tools: list[CalledTool]) -> None:
-        """A reply that asks for these tools is complete."""
+    @property
+    def num_running(self) -> int:
+        """Inferred calls that run now."""
+        return sum(map(len, self._open.values()))
+
+    def is_reported(self, session_id: str) -> bool:
+        """Whether a tool runtime reports the calls of this session."""
+        return session_id in self._reported
+
+    def queued(self, session_id: str, tools: list[CalledTool]) -> None:
+        """The reply that asks for these tools is kept back."""
+        for tool in tools:
+            self._emit(
+                ev.ToolQueued(
+                    time=self._clock(),
+                    session_id=session_id,
+                    tool_call_id=tool.tool_call_id,
+                    tool_name=tool.tool_name,
+                ),
+                SOURCE,
+            )
+
+    def given_up(self, session_id: str, tools: list[CalledTool]) -> None:
+        """The client left before it got the reply: its queued tools will never run."""
+        for tool in tools:
+            self._open.setdefault(session_id, {})[tool.tool_call_id] = (tool, self._clock())
+            self._finish(session_id, tool.tool_call_id)
+
+    def replied(self, session_id: str, tools: list[CalledTool], queued_s: float = 0.0) -> None:
+        """A reply that asks for these tools is with its client, after so long."""
         if session_id in self._reported:
             return
         now = self._clock()
@@ -46,7 +74,7 @@ class ToolWatch:
                     session_id=session_id,
                     tool_call_id=tool.tool_call_id,
                     tool_name=tool.tool_name,
-                    queued_s=0.0,
+                    queued_s=queued_s,
                 ),
                 SOURCE,
             )

@@ -3,32 +3,42 @@
 
 Where the engine's plug-in reports turns itself (tokens, cache hits), the gateway keeps
 only its own books; in front of a stock vLLM it emits the turn events from what passes.
+A side call (title, summary) goes to the engine under an id of its own, so that it counts
+as no step of its session there either.
 """
 
 from __future__ import annotations
 
-import re
+import asyncio
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
+from dataclasses import replace
 
+from mars.config import ToolsConfig
 from mars.core import events as ev
 from mars.core.model import Session, ToolCall
-from mars.gateway.admission import Admission, Beat
+from mars.core.policy import tool_policies
+from mars.core.replygate import ReplyGate
+from mars.gateway.admission import Admission
+from mars.gateway.comebacks import Comebacks
+from mars.gateway.contexts import Contexts, Verdict
 from mars.gateway.echo import EchoIndex
 from mars.gateway.hub import Hub
 from mars.gateway.identity import Identity, Peek, identify, max_output_tokens, prompt_tokens
 from mars.gateway.load import LoadBoard
-from mars.gateway.replies import CalledTool, ReplyReader
+from mars.gateway.openai import ApiError
+from mars.gateway.patience import UNKNOWN_S, Patience
+from mars.gateway.places import Beat
+from mars.gateway.replyhold import ReplyHold
+from mars.gateway.tenants import DEFAULT
 from mars.gateway.toolwatch import ToolWatch
+from mars.gateway.turnwatch import TurnWatch
 
-TAIL_BYTES = 4096
-"""End of a reply kept to read its usage from."""
-_USAGE = {
-    "prompt": re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d+)'),
-    "output": re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d+)'),
-    "cached": re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d+)'),
-}
+GENERATIONS_KEPT = 20_000
+"""Open requests of the engine whose session's life is remembered."""
+PRIORITY_STEP_S = 0.1
+"""Sessions that arrive this much apart get priorities that differ by one."""
 
 
 class Turns:
@@ -39,10 +49,16 @@ class Turns:
         hub: receives events.
         board: told how many turns are open.
         clock: monotonic seconds.
+        tools: order and slots of replies that are kept back.
     """
 
     def __init__(
-        self, admission: Admission, hub: Hub, board: LoadBoard, clock: Callable[[], float]
+        self,
+        admission: Admission,
+        hub: Hub,
+        board: LoadBoard,
+        clock: Callable[[], float],
+        tools: ToolsConfig | None = None,
     ) -> None:
         self.admission = admission
         self.hub = hub
@@ -50,7 +66,17 @@ class Turns:
         self.num_open = 0
         self.echo = EchoIndex()
         self.tools = ToolWatch(hub.emit, clock)
+        self.contexts = Contexts()
+        tools = tools or ToolsConfig()
+        policy = tool_policies.create(tools.policy, **tools.policy_options)
+        gate = ReplyGate(policy, tools.slots)
+        self.hold = ReplyHold(gate, self.tools, board.load, clock)
+        self._comebacks = Comebacks(admission.held)
         self._board = board
+        self._started_at = clock()
+        self.side_requests: set[str] = set()
+        """Open side calls that the gateway itself reports."""
+        self._lives: OrderedDict[str, int] = OrderedDict()
 
     async def begin(
         self,
@@ -59,28 +85,77 @@ class Turns:
         looked_at: Peek,
         path_id: str | None,
         beat: Beat | None = None,
+        tenant: str = DEFAULT,
+        patience: Patience | None = None,
     ) -> TurnWatch:
-        """Return when the turn may go to the engine.
+        """Return when the turn of a tenant may go to the engine.
 
         Raises:
             ApiError: a bad session id, or the session cannot be admitted now.
         """
+        patience = patience or Patience(None, None, UNKNOWN_S)
+        arrived_at = self.clock()
         who = identify(headers, looked_at, path_id)
         is_named = who is not None
-        if who is None:
-            echoed = self.echo.find(looked_at)
-            who = (
-                Identity(echoed, "echo") if echoed else Identity(f"anon-{uuid.uuid4().hex}", "none")
-            )
+        who = replace(who or self._recognised(looked_at, body, tenant), tenant=tenant)
         num_prompt_tokens = prompt_tokens(looked_at)
-        session = await self.admission.enter(who, num_prompt_tokens, beat)
-        self.tools.requested(session.session_id, body)
-        turn = TurnWatch(self, session, num_prompt_tokens, is_named=is_named)
+        try:
+            session = await self.admission.enter(who, num_prompt_tokens, beat, patience.budget_s)
+        except (ApiError, asyncio.CancelledError):
+            if not is_named:
+                self._comebacks.left(tenant, body, who.session_id)
+            raise
+        verdict = self.contexts.judge(session, headers, looked_at, body)
+        if verdict.reason is not None:
+            self._reset(session, num_prompt_tokens, verdict)
+        if not verdict.is_side:
+            self.tools.requested(session.session_id, body)
+        turn = TurnWatch(
+            self,
+            session,
+            num_prompt_tokens,
+            is_named=is_named,
+            is_side=verdict.is_side,
+            patience=patience,
+            arrived_at=arrived_at,
+        )
         turn.is_last = who.is_final
-        self.admission.begin_turn(session)
+        self.admission.begin_turn(session, is_side=verdict.is_side)
         self._count(+1)
         turn.submitted(max_output_tokens(looked_at))
         return turn
+
+    def _recognised(self, looked_at: Peek, body: bytes, tenant: str) -> Identity:
+        """The session of a request that names none."""
+        echoed = self.echo.find(looked_at)
+        if echoed and self.admission.tenant_of(echoed) in {None, tenant}:
+            return Identity(echoed, "echo")
+        if left := self._comebacks.find(tenant, body):
+            return Identity(left, "retry")
+        return Identity(f"anon-{uuid.uuid4().hex}", "none")
+
+    def _reset(self, session: Session, num_prompt_tokens: int, verdict: Verdict) -> None:
+        """The session's client compacted: a new epoch, with a prompt of that size."""
+        session.epoch += 1
+        session.context_tokens = num_prompt_tokens
+        self.hub.emit(
+            ev.ContextReset(
+                time=self.clock(),
+                session_id=session.session_id,
+                epoch=session.epoch,
+                num_kept_tokens=verdict.num_kept_tokens,
+                reason=verdict.reason or "",
+            )
+        )
+
+    @property
+    def holds_replies(self) -> bool:
+        """Whether replies that ask for tools may be kept back at all."""
+        return self.admission.config.hold_tool_replies == "auto"
+
+    def priority(self, session: Session) -> int:
+        """For ``X-Vllm-Priority``; lower is sooner: the session that arrived first."""
+        return int((session.arrival_time - self._started_at) / PRIORITY_STEP_S)
 
     def closed(self) -> None:
         """One turn less is open."""
@@ -93,14 +168,25 @@ class Turns:
     def apply(self, event: ev.Event, source: str) -> None:
         """Learn from the stream what a session's context and tools are."""
         self.tools.apply(event, source)
+        self.hold.apply(event, source)
+        self.contexts.apply(event)
         if not isinstance(event, ev.SessionEvent):
             return
         session = self.admission.active.sessions.get(event.session_id)
         if session is None:
             return
-        if isinstance(event, ev.TurnFinished):
-            session.context_tokens = event.num_prompt_tokens + event.num_output_tokens
-            session.num_computed_tokens += session.context_tokens - event.num_cached_tokens
+        if isinstance(event, ev.TurnSubmitted):
+            self._lives[event.request_id] = session.generation
+            if len(self._lives) > GENERATIONS_KEPT:
+                self._lives.popitem(last=False)
+        elif isinstance(event, ev.TurnFinished):
+            # A late completion of an earlier life says nothing of the present one.
+            if self._lives.pop(event.request_id, session.generation) != session.generation:
+                return
+            num_tokens = event.num_prompt_tokens + event.num_output_tokens
+            session.num_computed_tokens += num_tokens - event.num_cached_tokens
+            if event.request_id not in self.side_requests:
+                session.context_tokens = num_tokens
         elif isinstance(event, ev.ToolQueued | ev.ToolStarted | ev.ToolFinished):
             session.tool = self._tool_of(session)
 
@@ -113,118 +199,3 @@ class Turns:
         return ToolCall(
             call.tool_call_id, session.session_id, call.tool_name, call.queued_at, call.started_at
         )
-
-
-class TurnWatch:
-    """One turn on its way through the gateway."""
-
-    def __init__(
-        self, turns: Turns, session: Session, num_prompt_tokens: int, *, is_named: bool
-    ) -> None:
-        self.session = session
-        self.is_last = False
-        self._turns = turns
-        self._is_named = is_named
-        self._is_reported = not turns.hub.has_engine_events
-        self._request_id = uuid.uuid4().hex if self._is_reported else ""
-        self._turn_index = session.num_turns
-        self._num_prompt_tokens = num_prompt_tokens
-        self._submitted_at = turns.clock()
-        self._reader: ReplyReader | None = None
-        self._tail = b""
-        self._num_chunks = 0
-
-    @property
-    def session_id(self) -> str:
-        """What the engine is told in ``X-Session-ID``."""
-        return self.session.session_id
-
-    def submitted(self, max_output: int) -> None:
-        """The request goes to the engine."""
-        if self._is_reported:
-            self._turns.hub.emit(
-                ev.TurnSubmitted(
-                    time=self._submitted_at,
-                    session_id=self.session_id,
-                    request_id=self._request_id,
-                    turn_index=self._turn_index,
-                    num_prompt_tokens=self._num_prompt_tokens,
-                    projected_kv_blocks=-(-(self._num_prompt_tokens + max_output) // 16),
-                )
-            )
-
-    def answered(self, status: int, *, is_stream: bool) -> None:
-        """The reply's head passed; only successful replies are read."""
-        if status == HTTPStatus.OK:
-            self._reader = ReplyReader(is_stream)
-
-    def saw(self, chunk: bytes) -> None:
-        """Part of the reply passed."""
-        if self._reader is not None:
-            self._reader.feed(chunk)
-        if not self._is_reported:
-            return
-        if not self._num_chunks:
-            now = self._turns.clock()
-            self._turns.hub.emit(
-                ev.FirstToken(
-                    time=now,
-                    session_id=self.session_id,
-                    request_id=self._request_id,
-                    turn_index=self._turn_index,
-                    ttft_s=now - self._submitted_at,
-                )
-            )
-        self._num_chunks += chunk.count(b"\ndata:") + chunk.startswith(b"data:") or 1
-        self._tail = (self._tail + chunk)[-TAIL_BYTES:]
-
-    def end(self, outcome: str) -> None:
-        """The reply is complete (``stop``), broken (``error``) or given up (``abort``)."""
-        turns = self._turns
-        turns.closed()
-        if self._is_reported:
-            turns.hub.emit(self._finished(outcome))
-        tools: list[CalledTool] = []
-        if self._reader is not None and outcome == "stop":
-            self._reader.finish()
-            tools = self._reader.tools
-            turns.echo.remember(self.session_id, self._reader)
-        reason = self._end_reason(outcome, has_tools=bool(tools))
-        if tools and reason is None:
-            turns.tools.replied(self.session_id, tools)
-        turns.admission.end_turn(self.session, reason)
-
-    def _end_reason(self, outcome: str, *, has_tools: bool) -> str | None:
-        """Why the session ends with this turn, or None if it goes on.
-
-        A session without a name ends with the first reply that asks for no tool, since
-        nobody else will say so; one with a name may have side calls that look the same.
-        """
-        if self.is_last:
-            return "explicit"
-        if self._is_named or has_tools:
-            return None
-        if outcome == "stop":
-            return "single_turn" if self.session.num_turns == 1 else "final_answer"
-        return "disconnected" if self.session.num_turns == 1 else None
-
-    def _finished(self, outcome: str) -> ev.TurnFinished:
-        usage = {name: self._last_number(pattern) for name, pattern in _USAGE.items()}
-        return ev.TurnFinished(
-            time=self._turns.clock(),
-            session_id=self.session_id,
-            request_id=self._request_id,
-            turn_index=self._turn_index,
-            num_prompt_tokens=usage["prompt"] or self._num_prompt_tokens,
-            num_output_tokens=usage["output"] or self._num_chunks,
-            num_cached_tokens=usage["cached"] or 0,
-            num_recomputed_tokens=0,
-            num_preemptions=0,
-            freed_blocks=0,
-            retained_blocks=0,
-            finish_reason=outcome,
-        )
-
-    def _last_number(self, pattern: re.Pattern[bytes]) -> int | None:
-        found = pattern.findall(self._tail)
-        return int(found[-1]) if found else None
