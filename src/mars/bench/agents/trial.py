@@ -107,6 +107,8 @@ class _Batch:
             for client in self._clients:
                 work = workspace(self._trial.out, client, "reply")
                 outcome = survived(client, runs[client.name], work)
+                if outcome.startswith("yes") and len(self._long_replies(client)) < 2:
+                    outcome = "not tried: its reply was over by then"
                 self._rows[client.name].restart_in_reply = outcome
         return list(self._rows.values())
 
@@ -161,9 +163,19 @@ class _Batch:
         return not client.calls_tools or (work / "started").exists()
 
     async def _in_reply(self, client: Client) -> bool:
-        done = f"{mark(client, 'reply')}{':0]]' if client.calls_tools else ']]'}".encode()
         late = time.monotonic() - IN_REPLY_S
-        return any(r.at < late for r in self._bed.tap.requests if done in r.body)
+        return any(request.at < late for request in self._long_replies(client))
+
+    def _long_replies(self, client: Client) -> list[TappedRequest]:
+        """Requests for the long reply; a second one is a client that asks again."""
+        step = mark(client, "reply")
+        asked = f"{step}:0]]" if client.calls_tools else f"{step}]]"
+        told = f"{step}:1]]" if client.calls_tools else f"{step}:0]]"
+        return [
+            r
+            for r in self._bed.tap.requests
+            if asked.encode() in r.body and told.encode() not in r.body
+        ]
 
     async def _agent(self, client: Client, phase: str) -> Run:
         """One agent, from an empty workspace and an empty home."""
