@@ -5,6 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 DEMO ?=
 PYTEST ?=
+AGENTS ?=
 
 .PHONY: help
 help:  ## List what can be made
@@ -38,6 +39,10 @@ format: install  ## Format the code and apply the safe fixes
 .PHONY: bench
 bench: install  ## Measure the parts that have a time budget (plug-in, stream, simulator)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+.PHONY: agents
+agents: install  ## Install real agents, run each against MARS, write the compatibility table; AGENTS="--help"
+	@$(BIN)/mars bench agents $(AGENTS)
 
 .PHONY: lock
 lock:  ## Resolve requirements/ci.lock anew

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +19,8 @@ DEFAULT_OUT = Path("results/openhands")
 def openhands(
     scenario: Path = DEFAULT_SCENARIO,
     *,
+    tasks: Path | None = None,
+    url: str | None = None,
     out: Path = DEFAULT_OUT,
     sessions: int | None = None,
     turns: int | None = None,
@@ -39,6 +42,11 @@ def openhands(
     ----------
     scenario
         The scenario file; the flags below replace single values of it.
+    tasks
+        `mas_task_v1` file: its tasks instead of the scenario's recorded sessions.
+    url
+        A MARS server that already runs, instead of an emulated one for each policy; its
+        `MARS_TOOLS`, if set, gives the slots.
     out
         Folder for the report, and one folder per policy.
     sessions
@@ -65,6 +73,7 @@ def openhands(
     from mars.bench.agents.clients import CLIENTS, install_all
     from mars.bench.demo import override
     from mars.bench.openhands.run import Deployment
+    from mars.bench.openhands.tasks import read_tasks
     from mars.bench.runner import Experiment
     from mars.bench.scenario import load_scenario
 
@@ -80,13 +89,23 @@ def openhands(
     chosen = override(
         load_scenario(scenario),
         workload={"sessions": sessions, "turns": turns},
-        machine={"time_scale": time_scale, "kv_tokens": kv_tokens, "tool_slots": tool_slots},
+        machine={
+            "time_scale": 1.0 if url and time_scale is None else time_scale,
+            "kv_tokens": kv_tokens,
+            "tool_slots": tool_slots,
+        },
         policies=[name for name in policies.split(",") if name],
         seed=seed,
     )
+    experiment = Experiment.prepare(chosen)
+    if tasks is not None:
+        rate = chosen.workload.arrival_rate_per_s
+        found = read_tasks(tasks, sessions, rate, chosen.seed)
+        experiment = replace(experiment, sessions=found)
     deployment = Deployment(
-        Experiment.prepare(chosen),
+        experiment,
         out,
+        url=url and url.rstrip("/").removesuffix("/v1"),
         num_processes=processes,
         limit_s=limit_s,
         port=port or free_port(),

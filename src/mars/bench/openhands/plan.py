@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mars.bench.openhands.tasks import fill_workspace, instruction
 from mars.engine.emulated.model_dir import filler_text
 from mars.tools import burn
 from mars.traces.schema import TraceSession, TraceTool, TraceTurn
@@ -47,6 +48,8 @@ def script_name(session_id: str) -> str:
 
 def task_text(session: TraceSession) -> str:
     """What OpenHands is told: the mark, and as much text as the recording began with."""
+    if session.live is not None:
+        return f"{instruction(session)}\n[[mars:{script_name(session.session_id)}]]"
     words = filler_text(f"task:{session.session_id}", session.turns[0].prompt_tokens)
     return f"Work on the task. [[mars:{script_name(session.session_id)}]]\n{words}"
 
@@ -54,6 +57,8 @@ def task_text(session: TraceSession) -> str:
 def prepare_workspace(session: TraceSession, work: Path) -> None:
     """Make the folder with the tool and the text that it prints from."""
     work.mkdir(parents=True, exist_ok=True)
+    if session.live is not None:
+        fill_workspace(session, work)
     tool = work / TOOL
     tool.write_text(_SCRIPT.format(label=TOOL, python=sys.executable, burn=burn.__file__))
     tool.chmod(0o755)

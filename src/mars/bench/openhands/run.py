@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import sys
 import time
@@ -57,6 +59,7 @@ class Deployment:
         num_processes: OpenHands processes that share the tasks.
         limit_s: real seconds after which a policy's run is cut short.
         port: where the gateway listens.
+        url: a server that already runs; None starts one for each policy.
         console: where to show it.
     """
 
@@ -66,6 +69,7 @@ class Deployment:
     limit_s: float
     port: int
     console: Console
+    url: str | None = None
 
     async def run(self) -> list[Outcome]:
         """Run every policy of the scenario; write the report also when cut short."""
@@ -75,7 +79,8 @@ class Deployment:
         self.console.print(f"Pressure: {load}", highlight=False)
         outcomes: list[Outcome] = []
         try:
-            for contestant in scenario.policies:
+            live = Contestant(label="live", policy="as served")
+            for contestant in (live,) if self.url else scenario.policies:
                 outcomes.append(await self._one(contestant))
                 run = Run(contestant.label, outcomes[-1].result)
                 self.console.print(quality_text(run.result.replay), style="dim", highlight=False)
@@ -93,15 +98,7 @@ class Deployment:
         works = [(folder / "work" / str(i)).resolve() for i, _ in enumerate(sessions)]
         for session, work in zip(sessions, works, strict=True):
             prepare_workspace(session, work)
-        scripts, tools = folder / "scripts.jsonl", f"{folder.resolve()}/tools.sock"
-        write_scripts(scripts, sessions, works, machine.time_scale)
-        flags = (
-            *("--set", f"engine.scripts={scripts.resolve()}"),
-            *("--set", f"tools.socket={tools}"),
-            *("--set", f"tools.policy={contestant.tool_policy}"),
-        )
-        arguments = [*flags, *serve_arguments(self.experiment, contestant, folder, self.port)]
-        server = Server(arguments, f"http://127.0.0.1:{self.port}", folder / "serve.log")
+        server = self._server(contestant, folder, works)
         records = {
             s.session_id: SessionRecord(session_id=s.session_id, arrival_s=s.arrival_s, sct_s=None)
             for s in sessions
@@ -110,17 +107,43 @@ class Deployment:
             self._plans(sessions, works),
             records,
             folder,
-            {"MARS_TOOLS": tools, "MARS_TOOLS_WAIT_S": str(TOOL_WAIT_S)},
+            {
+                "MARS_TOOLS": self._tools(folder) if server else os.environ.get("MARS_TOOLS", ""),
+                "MARS_TOOLS_WAIT_S": str(TOOL_WAIT_S),
+            },
         )
         host = HostWatch()
         self.console.print(f"{contestant.label}: starting engine and OpenHands", highlight=False)
-        async with server.running(BOOT_TIMEOUT_S), fleet.running():
+        async with contextlib.AsyncExitStack() as stack:
+            if server is not None:
+                await stack.enter_async_context(server.running(BOOT_TIMEOUT_S))
+            await stack.enter_async_context(fleet.running())
             showing = asyncio.create_task(self._show(contestant, fleet, host))
             try:
                 reason = await fleet.run(machine.time_scale, self.limit_s)
             finally:
                 showing.cancel()
         return self._collect(contestant, fleet, host, list(records.values()), folder, reason)
+
+    def _server(self, contestant: Contestant, folder: Path, works: Sequence[Path]) -> Server | None:
+        """The server of one policy, with its scripts written; None where one runs already."""
+        if self.url is not None:
+            return None
+        scripts = folder / "scripts.jsonl"
+        scale = self.experiment.scenario.machine.time_scale
+        write_scripts(scripts, self.experiment.sessions, works, scale)
+        flags = (
+            *("--set", f"engine.scripts={scripts.resolve()}"),
+            *("--set", f"tools.socket={self._tools(folder)}"),
+            *("--set", f"tools.policy={contestant.tool_policy}"),
+        )
+        arguments = [*flags, *serve_arguments(self.experiment, contestant, folder, self.port)]
+        return Server(arguments, f"http://127.0.0.1:{self.port}", folder / "serve.log")
+
+    @staticmethod
+    def _tools(folder: Path) -> str:
+        """Socket of the tool server that the policy's own gateway starts."""
+        return f"{folder.resolve()}/tools.sock"
 
     def _plans(
         self, sessions: Sequence[TraceSession], works: Sequence[Path]
@@ -140,8 +163,8 @@ class Deployment:
         tasks.sort(key=lambda task: task["arrival_s"])
         return [
             {
-                "url": f"http://127.0.0.1:{self.port}",
-                "model": self.experiment.profile.model,
+                "url": self.url or f"http://127.0.0.1:{self.port}",
+                "model": os.environ.get("MARS_MODEL", self.experiment.profile.model),
                 "is_slotted": True,
                 "tasks": tasks[number :: self.num_processes],
             }
