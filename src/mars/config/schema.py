@@ -108,6 +108,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     telemetry_stale_s: Seconds = 2.0
     """Engine load older than this is stale, which is an error state, not zero load."""
 
+    engine_wait_s: Annotated[float, Meta(ge=0)] = 240.0
+    """A turn waits so long for an engine that was there and has gone, with heartbeats or as
+    long as its client bears silence. Chosen: a restart with a large model takes minutes."""
+
     hold_budget_s: Seconds | None = None
     """Longest a request of a held session stays open before its client is asked to come
     back; its place in the queue is kept. For clients that no heartbeat keeps waiting
@@ -119,6 +123,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     hold_tool_replies: Literal["auto", "off"] = "auto"
     """Hold back replies that ask for tools while the host's CPUs are swamped, for clients
     that run their tools on this host by themselves. ``off``: never."""
+
+    tool_hold_s: Annotated[float, Meta(gt=0, le=240)] = 60.0
+    """Longest such a hold. Claude Code fails for good when a stream stalls for 300 s, and
+    Codex repeats it; 60 s is far below both (chosen)."""
 
     stamp_priority: bool = False
     """Send ``X-Vllm-Priority`` with each turn, the oldest session first: for an engine

@@ -96,6 +96,7 @@ class Contexts:
             fixed = len(bytes(looked_at.tools)) + len(bytes(looked_at.system))
             return Verdict(reason=reason, num_kept_tokens=(kept_bytes + fixed) // BYTES_PER_TOKEN)
         if known is not None and (is_next or (line.has_tools and not known.has_tools)):
+            line.has_tools |= known.has_tools  # a summary of it has none
             context.lines.remove(known)
         context.lines = [*context.lines, line][-MAX_LINES:]
         return Verdict()

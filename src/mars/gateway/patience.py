@@ -18,9 +18,6 @@ from mars.gateway.heartbeat import Heartbeat, heartbeat_of
 UNKNOWN_S = 100.0
 READ_TIMEOUT_S = 280.0
 """Below the read timeout of 300 s that most agents have."""
-MAX_TOOL_HOLD_S = 60.0
-"""A reply that is held in its middle is no longer a wait for admission: Claude Code fails for
-good when a stream stalls for 300 s, Codex repeats it. Far below both (chosen)."""
 
 
 class Family(StrEnum):
@@ -60,13 +57,11 @@ class Patience:
         budget_s: held at most so long before it is asked to come back; None: without end,
             as long as the heartbeat reaches it.
         silent_s: how long it waits for the first byte of a reply without a heartbeat.
-        tool_hold_s: a reply that asks for tools may be kept back so long.
     """
 
     heartbeat: Heartbeat | None
     budget_s: float | None
     silent_s: float
-    tool_hold_s: float = MAX_TOOL_HOLD_S
 
 
 SILENT_S: dict[Family, float] = {

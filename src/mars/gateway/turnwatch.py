@@ -156,12 +156,15 @@ class TurnWatch:
         reader.finish()
         self._turns.echo.remember(self.session_id, reader)
         if reader.tools:
-            patience = self._patience
-            wait_s = patience.tool_hold_s
+            bears_s = self._patience.silent_s
             if not reader.is_stream:  # its client has heard nothing since it asked
-                wait_s = min(wait_s, patience.silent_s - (self._turns.clock() - self._arrived_at))
+                bears_s -= self._turns.clock() - self._arrived_at
+            wait_s = min(self._turns.admission.config.tool_hold_s, bears_s)
             self._queued_s = await self._turns.hold.pass_on(
-                self.session, reader.tools, wait_s, is_kept=self._kept is not None and self._num_kept_bytes <= MAX_KEPT_BYTES,
+                self.session,
+                reader.tools,
+                wait_s,
+                is_kept=self._kept is not None and self._num_kept_bytes <= MAX_KEPT_BYTES,
             )
 
     def end(self, outcome: str) -> None:
