@@ -19,6 +19,8 @@ VERBS = {
     "sim": ("mars.cli.sim:app", "Run one experiment in virtual time."),
     "explain": ("mars.cli.explain:app", "Tell where a session's time went, and why."),
     "experiment": ("mars.cli.experiment:app", "Compare policies over loads, seeds and machines."),
+    "size": ("mars.cli.size:app", "How many sessions a machine carries, and what more brings."),
+    "calibrate": ("mars.cli.calibrate:app", "Fit a cost profile to a live engine."),
     "doctor": ("mars.cli.doctor:app", "Check this machine, and say what to fix."),
     "exec": ("mars.cli.exec:app", "Run one command under the tool runtime."),
 }

@@ -72,7 +72,7 @@ async def _replay(
 ) -> tuple[Result, str | None]:
     settings = ReplaySettings(
         url=request.url,
-        model=request.model or await _first_model(request.url),
+        model=request.model or await first_model(request.url),
         time_scale=request.time_scale,
         is_scripted=request.is_scripted,
     )
@@ -123,7 +123,12 @@ def _duration_s(records: list[SessionRecord], replay: Replay) -> float:
     return replay.modelled(replay.ended_at - replay.started_at)
 
 
-async def _first_model(url: str) -> str:
+async def first_model(url: str) -> str:
+    """The first model that a server offers.
+
+    Raises:
+        CliError: no server there, or none offered.
+    """
     try:
         async with (
             aiohttp.ClientSession() as http,
