@@ -12,7 +12,7 @@ async def test_killed_in_the_middle_of_turns(folder: Path) -> None:
     out = await faults_engine.engine_killed_in_turns(folder)
     assert out.is_nothing_lost, out.lost
     assert out.clients_saw["200, whole"] == 8
-    assert out.clients_saw["503"] >= 1  # while it was down
+    assert "503" not in out.clients_saw  # a turn stands still until the engine is back
     assert out.noted == {
         "engine_restarts": 1,
         "alarms_while_down": 1,

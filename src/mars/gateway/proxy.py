@@ -26,6 +26,7 @@ from mars.gateway import identity as ids
 from mars.gateway.heartbeat import Heartbeat
 from mars.gateway.keyring import Keyring
 from mars.gateway.openai import MESSAGES, ApiError, Send, send_error
+from mars.gateway.outage import Beat, Outage
 from mars.gateway.patience import patience_of
 from mars.gateway.turns import Turns, TurnWatch
 
@@ -51,6 +52,8 @@ _HOP_BY_HOP = frozenset(
 _NOT_SENT_ON = _HOP_BY_HOP | {b"host", b"content-length", b"expect", b"x-session-id"}
 _NOT_SENT_BACK = _HOP_BY_HOP | {b"date", b"server"}  # our own server writes these
 _NO_DEFAULTS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+SILENT_SHARE = 0.8
+"""Of a client's patience that a silent wait for an engine may take; the reply takes some, too."""
 KEEPALIVE_S = 3.0
 """Idle engine connections close before vLLM's server closes them (5 s) under a request."""
 
@@ -139,6 +142,7 @@ class Proxy:
         self._turns = turns
         self._keys = keys
         self._answered = answered
+        self._outage = Outage()
         self.client: aiohttp.ClientSession | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -173,6 +177,8 @@ class Proxy:
         path = reply.path
         headers = {k.decode("latin-1"): _text(v) for k, v in scope["headers"]}
         turn: TurnWatch | None = None
+        beat: Beat | None = None
+        wait_s = 0.0
         outcome = "abort"
         try:
             if scope["method"] == "POST" and unquote_to_bytes(path) in GENERATES:
@@ -188,7 +194,10 @@ class Proxy:
                     headers, body, looked_at, path_id, beat, tenant, patience
                 )
                 turn.has_priority = looked_at.priority is not None
-            await self._relay(scope, path, body, reply, turn)
+                wait_s = self.config.engine_wait_s
+                if beat is None:
+                    wait_s = min(wait_s, SILENT_SHARE * patience.silent_s)
+            await self._relay(scope, path, body, reply, turn, wait_s, beat)
             outcome = "stop"
         except ApiError as error:
             outcome = "error"
@@ -198,20 +207,29 @@ class Proxy:
                 turn.end(outcome)
 
     async def _relay(
-        self, scope: Scope, path: bytes, body: bytes, reply: Reply, turn: TurnWatch | None
+        self,
+        scope: Scope,
+        path: bytes,
+        body: bytes,
+        reply: Reply,
+        turn: TurnWatch | None,
+        wait_s: float,
+        beat: Beat | None,
     ) -> None:
         assert self.client is not None, "the gateway has not been started"
         url = self.config.engine_url.rstrip("/") + path.decode("latin-1")
         if scope["query_string"]:
             url += "?" + scope["query_string"].decode("latin-1")
+        ask = partial(
+            self.client.request,
+            scope["method"],
+            URL(url, encoded=True),
+            data=body or None,
+            headers=self._request_headers(scope, turn),
+            allow_redirects=False,
+        )
         try:
-            response = await self.client.request(
-                scope["method"],
-                URL(url, encoded=True),
-                data=body or None,
-                headers=self._request_headers(scope, turn),
-                allow_redirects=False,
-            )
+            response = await self._outage.ask(ask, wait_s, self.config.keepalive_s, beat)
         except aiohttp.ClientError as error:
             raise engine_error(self.config.engine_url, error) from error
         try:

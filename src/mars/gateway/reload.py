@@ -24,6 +24,7 @@ TUNABLE = frozenset(
         "gateway.control_interval_s",
         "gateway.drain_s",
         "gateway.engine_api_key",
+        "gateway.engine_wait_s",
         "gateway.hold_budget_s",
         "gateway.idle_session_s",
         "gateway.keepalive_s",
