@@ -17,6 +17,7 @@ from mars.config import GatewayConfig, MarsConfig, TelemetryConfig
 from mars.core.events import Event
 from mars.core.policy import AdmissionPolicy
 from mars.gateway import Gateway, build_app
+from mars.gateway.reload import Reread
 from mars.telemetry import Record
 from mars.testing.engine import FakeEngine, serve
 
@@ -103,6 +104,7 @@ async def make_site(
     policy: AdmissionPolicy | None = None,
     telemetry: dict[str, Any] | None = None,
     engine_url: str | None = None,
+    reread: Reread | None = None,
     **gateway: Any,
 ) -> AsyncIterator[Site]:
     """A running site; keyword arguments are settings of ``[gateway]``."""
@@ -114,7 +116,7 @@ async def make_site(
             gateway=msgspec.convert(settings, GatewayConfig),
             telemetry=msgspec.convert(telemetry or {}, TelemetryConfig),
         )
-        app = build_app(config, policy)
+        app = build_app(config, policy, reread=reread)
         url = await stack.enter_async_context(serve(app))
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         client = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))

@@ -91,10 +91,17 @@ async def test_paths_that_generate_nothing_pass_without_a_session(site: Site) ->
     assert site.events("session_arrived") == []
 
 
-async def test_a_body_that_is_not_json_gets_the_engines_own_answer(site: Site) -> None:
-    url = f"{site.url}/v1/chat/completions"
-    async with site.client.post(url, data=b'{"messages": [') as response:
-        assert (response.status, (await response.json())["error"]["message"]) == (400, "not JSON")
+@pytest.mark.parametrize(
+    "body", [b'{"messages": [', b"[]", b"", b'{"temperature": NaN}', '{"a": 1}'.encode("utf-16")]
+)
+async def test_what_is_no_json_object_is_refused_before_an_engine_can_be_laxer(
+    site: Site, body: bytes
+) -> None:
+    for path in ("chat/completions", "%63hat/completions"):
+        async with site.client.post(f"{site.url}/v1/{path}", data=body) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["type"] == "invalid_request_error"
+    assert site.engine.seen == []
     assert (await site.chat("next"))[0] == 200
 
 

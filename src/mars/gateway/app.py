@@ -13,41 +13,54 @@ import aiohttp
 import msgspec
 import structlog
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
-from mars.config import MarsConfig
+from mars.config import ConfigError, GatewayConfig, MarsConfig
+from mars.core import events as ev
 from mars.core.policy import AdmissionPolicy, admission_policies
+from mars.gateway.admin import Admin
 from mars.gateway.admission import Admission
+from mars.gateway.health import Health
 from mars.gateway.hub import Hub
+from mars.gateway.keyring import Keyring
 from mars.gateway.load import LoadBoard
 from mars.gateway.metrics import GatewayMetrics
 from mars.gateway.openai import ApiError
-from mars.gateway.proxy import Proxy, check_key, engine_client, engine_error
+from mars.gateway.proxy import Proxy, engine_client
+from mars.gateway.reload import Change, Reread, change_between, with_changes
 from mars.gateway.restore import session_of
 from mars.gateway.samplers import HostSampler, TelemetryError, scrape
-from mars.gateway.state import state_of
+from mars.gateway.tenants import Tenants
+from mars.gateway.tracing import Tracing
 from mars.gateway.turns import Turns
-from mars.telemetry.codec import CodecError, encode_json, from_map
+from mars.gateway.wire import HeadLimit
 
 HOST_INTERVAL_S = 0.5
 SCRAPE_INTERVAL_S = 0.5
 """Both well below the age at which telemetry counts as stale (2 s by default)."""
 FORGET_INTERVAL_S = 60.0
-SSE_HEARTBEAT_S = 15.0
-MAX_EVENTS_BODY_BYTES = 8 * 2**20
+PASSED = ("/tokenize", "/detokenize", "/version")
+"""Paths of vLLM outside ``/v1`` that clients use and that generate nothing."""
 
 _log = structlog.get_logger("mars.gateway")
 
 
 class Gateway:
-    """One control plane: its parts, their tasks, and its own endpoints.
+    """One control plane: its parts and their tasks.
 
     Args:
         config: all settings.
         policy: an admission policy, in place of the configured one.
         clock: monotonic seconds.
+        reread: reads the settings anew; None: they cannot be reloaded.
+
+    Raises:
+        ConfigError: a key that cannot be used.
+        TracingError: spans are wanted and their packages missing.
     """
 
     def __init__(
@@ -55,37 +68,56 @@ class Gateway:
         config: MarsConfig,
         policy: AdmissionPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
+        reread: Reread | None = None,
     ) -> None:
-        self.config = config.gateway
+        self.settings = config
         self.clock = clock
-        self.policy = policy or admission_policies.create(
-            self.config.admission, **self.config.admission_options
-        )
+        self.tenants = Tenants(self.config.keys)
+        self.keys = Keyring(self.config, self.tenants, clock)
+        policy = policy or _policy_of(config)
         self.hub = Hub(config.telemetry, clock)
         self.board = LoadBoard(
-            self.config.telemetry_stale_s, lambda: self.admission.num_held, config.tools.slots
+            self.config.telemetry_stale_s,
+            lambda: self.admission.num_held,
+            config.tools.slots,
+            config.telemetry.engine_ranks if self.hub.has_engine_events else 1,
         )
         self.admission = Admission(
-            self.policy,
+            policy,
             self.config,
             load=self.board.load,
             is_stale=self.board.is_stale,
             emit=self.hub.emit,
             clock=clock,
             observe=self._policy_took,
+            tenants=self.tenants,
         )
-        self.turns = Turns(self.admission, self.hub, self.board, clock)
-        self.metrics = GatewayMetrics(self.hub, self.admission, self.board, clock)
-        self.proxy = Proxy(self.config, self.turns, self.metrics.answered)
+        self.turns = Turns(self.admission, self.hub, self.board, clock, config.tools)
+        self.metrics = GatewayMetrics(self.hub, self.admission, self.board, self.tenants, clock)
+        self.proxy = Proxy(self.config, self.turns, self.keys, self.metrics.answered)
         self.hub.listeners += [self.board.apply, self.turns.apply, self.metrics.apply]
+        self.tracing = Tracing.from_environment(clock) if config.telemetry.spans else None
         self.stopping = asyncio.Event()
+        self._reread = reread
         for view in self.hub.fold.sessions.values():
             if view.admitted_at is not None or view.held_since is not None:
                 num_tokens = view.first_prompt_tokens
                 session = session_of(view, clock())
                 self.admission.restore(session, view.held_since, num_tokens)
+        if self.hub.past is not None:
+            self.turns.echo.recall(self.hub.past.calls)
         self._host = HostSampler(self._tools)
         self._alarms: list[str] = []
+
+    @property
+    def config(self) -> GatewayConfig:
+        """Settings of ``[gateway]`` as they are now."""
+        return self.settings.gateway
+
+    @property
+    def policy(self) -> AdmissionPolicy:
+        """The admission policy that decides now."""
+        return self.admission.policy
 
     def _policy_took(self, question: str, seconds: float) -> None:
         self.metrics.policy_took(question, seconds)
@@ -105,13 +137,15 @@ class Gateway:
         self.hub.start()
         self.proxy.client = engine_client(self.config)
         tasks = [
-            asyncio.create_task(self._every(self.config.control_interval_s, self._tick)),
+            asyncio.create_task(self._control()),
             asyncio.create_task(self._every(HOST_INTERVAL_S, self._sample_host)),
             asyncio.create_task(self._every(FORGET_INTERVAL_S, self._forget_strangers)),
             asyncio.create_task(self._learn_model_name()),
         ]
         if not self.hub.has_engine_events:
             tasks.append(asyncio.create_task(self._scrape_engine()))
+        if self.tracing is not None:
+            tasks.append(asyncio.create_task(self.tracing.follow(self.hub.bus.reader())))
         try:
             yield
         finally:
@@ -121,11 +155,46 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.proxy.client.close()
             await self.hub.stop()
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
 
     def drain(self) -> None:
         """Turn held sessions away and end event streams; turns in flight finish."""
         self.admission.drain()
         self.stopping.set()
+
+    def reload(self) -> Change:
+        """Read the settings anew and change what can change; all of it, or nothing.
+
+        Raises:
+            ConfigError: there is nothing to read, or it cannot be used.
+            UnknownPolicyError: no admission policy of that name.
+        """
+        if self._reread is None:
+            raise ConfigError("this gateway was not started from a file or environment")
+        new = self._reread()
+        change = change_between(self.settings, new)
+        is_other_policy = {"gateway.admission", "gateway.admission_options"} & set(change.changed)
+        policy = _policy_of(new) if is_other_policy else self.policy
+        config = with_changes(self.config, new, change)
+        self.keys.replace(config)  # the last that can fail
+        self.tenants.replace(config.keys)
+        self.settings = msgspec.structs.replace(self.settings, gateway=config)
+        self.admission.policy = policy
+        self.admission.config = self.proxy.config = config
+        self.board.stale_s = config.telemetry_stale_s
+        _log.info("settings reloaded", **msgspec.to_builtins(change))
+        self.hub.emit(
+            ev.SettingsReloaded(
+                time=self.clock(), changed=change.changed, needs_restart=change.needs_restart
+            )
+        )
+        return change
+
+    async def _control(self) -> None:
+        while True:
+            self._tick()
+            await asyncio.sleep(self.config.control_interval_s)
 
     async def _every(self, interval_s: float, step: Callable[[], None]) -> None:
         while True:
@@ -168,14 +237,22 @@ class Gateway:
         """Ask the engine, until it answers, which model it serves (a metrics label)."""
         while True:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
-                _, body = await self._ask("/v1/models")
+                _, body = await self.ask("/v1/models")
                 models = msgspec.json.decode(body, type=dict[str, Any]).get("data")
                 if isinstance(models, list) and models:
                     self.metrics.model_name = str(models[0].get("id", "unknown"))
+                    if self.tracing is not None:
+                        self.tracing.model_name = self.metrics.model_name
                     return
             await asyncio.sleep(2.0)
 
-    async def _ask(self, path: str) -> tuple[int, bytes]:
+    async def ask(self, path: str) -> tuple[int, bytes]:
+        """GET something small from the engine: status and body.
+
+        Raises:
+            aiohttp.ClientError: it cannot be reached.
+            TimeoutError: no answer within 2 s.
+        """
         assert self.proxy.client is not None
         headers = {}
         if self.config.engine_api_key is not None:
@@ -185,131 +262,64 @@ class Gateway:
         async with self.proxy.client.get(url, headers=headers, timeout=timeout) as response:
             return response.status, await response.read()
 
-    # --- endpoints -------------------------------------------------------------------
-    async def health(self, request: Request) -> Response:
-        """200 when the engine answers and is healthy; 503 with the cause otherwise."""
-        if self.admission.is_draining:
-            return _error(ApiError(503, "the gateway is shutting down"))
-        try:
-            status, _ = await self._ask("/health")
-        except aiohttp.ClientError as error:
-            return _error(engine_error(self.config.engine_url, error))
-        except TimeoutError:
-            return _error(ApiError(503, f"the engine at {self.config.engine_url} does not answer"))
-        if status != 200:
-            message = f"the engine at {self.config.engine_url} answers /health with {status}"
-            return _error(ApiError(503, message))
-        return Response(status_code=200)
-
     async def render_metrics(self, request: Request) -> Response:
         """Prometheus text."""
+        self.keys.admit_metrics(request.scope)
         return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
-
-    async def state(self, request: Request) -> Response:
-        """Window, held and active sessions, loads and alarms, as JSON."""
-        self._authorize(request)
-        return _json(state_of(self))
-
-    async def post_events(self, request: Request) -> Response:
-        """Take a JSON list of events from tool pools and clients; all or none."""
-        self._authorize(request)
-        body = await request.body()
-        if len(body) > MAX_EVENTS_BODY_BYTES:
-            raise ApiError(413, f"at most {MAX_EVENTS_BODY_BYTES} bytes of events at once")
-        try:
-            wires = msgspec.json.decode(body, type=list[dict[str, Any]])
-            records = [from_map(wire, source="tools") for wire in wires]
-        except (msgspec.DecodeError, CodecError) as error:
-            raise ApiError(400, f"expected a JSON list of events: {error}") from error
-        for record in records:
-            self.hub.emit(record.event, record.source)
-        return _json({"accepted": len(records), "last_seq": self.hub.bus.last_seq})
-
-    async def stream_events(self, request: Request) -> Response:
-        """Server-sent events after ``since`` (default: from now on)."""
-        self._authorize(request)
-        given = request.query_params.get("since", request.headers.get("last-event-id"))
-        if given is not None and not given.isdigit():
-            raise ApiError(400, "since must be a sequence number, 0 or more", param="since")
-        return StreamingResponse(
-            self._sse(None if given is None else int(given)),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store"},
-        )
-
-    async def _sse(self, since: int | None) -> AsyncIterator[bytes]:
-        reader = self.hub.bus.reader(since)
-        yield b": mars.events/1\n\n"
-        while not self.stopping.is_set():
-            for record in reader.read(256):
-                yield b"id: %d\ndata: %s\n\n" % (record.seq, encode_json(record))
-            done = asyncio.ensure_future(self.stopping.wait())
-            ready = asyncio.ensure_future(reader.wait())
-            waited = (done, ready)
-            try:
-                finished, _ = await asyncio.wait(
-                    waited, timeout=SSE_HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED
-                )
-            finally:
-                for task in waited:
-                    task.cancel()
-            if not finished:
-                yield b": keep-alive\n\n"
-
-    async def end_session(self, request: Request) -> Response:
-        """End a session that its client is done with."""
-        self._authorize(request)
-        session_id = request.path_params.get("session_id") or request.query_params.get("session_id")
-        if not session_id:
-            raise ApiError(400, "name the session: ?session_id=...", param="session_id")
-        if not self.admission.end(session_id, "explicit"):
-            raise ApiError(404, f"no session {session_id!r} is held or active")
-        return _json({"session_id": session_id, "ended": True})
-
-    def _authorize(self, request: Request) -> None:
-        check_key(self.config.api_key, request.scope)
 
 
 def build_app(
     config: MarsConfig,
     policy: AdmissionPolicy | None = None,
     clock: Callable[[], float] = time.monotonic,
+    reread: Reread | None = None,
 ) -> Starlette:
     """The gateway as an ASGI app; its :class:`Gateway` is ``app.state.gateway``.
 
     Raises:
         UnknownPolicyError: no admission policy of the configured name.
         LogError: the event log cannot be written.
+        ConfigError: a key that cannot be used.
+        TracingError: spans are wanted and their packages missing.
     """
-    gateway = Gateway(config, policy, clock)
+    gateway = Gateway(config, policy, clock, reread)
     routes = [
         Route("/v1/{rest:path}", gateway.proxy),
         Route("/s/{session}/v1/{rest:path}", gateway.proxy),
-        Route("/health", gateway.health),
+        *(Route(path, gateway.proxy) for path in PASSED),
+        *Health(gateway).routes(),
         Route("/metrics", gateway.render_metrics),
-        Route("/mars/v1/state", gateway.state),
-        Route("/mars/v1/events", gateway.post_events, methods=["POST"]),
-        Route("/mars/v1/events", gateway.stream_events, methods=["GET"]),
-        Route("/mars/v1/sessions/{session_id:path}/end", gateway.end_session, methods=["POST"]),
-        Route("/finish_session", gateway.end_session, methods=["POST"]),
+        *Admin(gateway).routes(),
     ]
     app = Starlette(
-        routes=routes, lifespan=gateway.lifespan, exception_handlers={ApiError: _on_error}
+        routes=routes,
+        lifespan=gateway.lifespan,
+        exception_handlers={ApiError: _on_error, HTTPException: _on_http_error},
+        middleware=[Middleware(HeadLimit, limit=lambda: gateway.config.max_header_bytes)],
     )
     app.state.gateway = gateway
     return app
 
 
+def _policy_of(config: MarsConfig) -> AdmissionPolicy:
+    return admission_policies.create(config.gateway.admission, **config.gateway.admission_options)
+
+
 def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _error(error)
-
-
-def _error(error: ApiError) -> Response:
     return Response(
         error.body(), error.status, headers=error.headers, media_type="application/json"
     )
 
 
-def _json(content: Any) -> Response:
-    return Response(msgspec.json.encode(content), media_type="application/json")
+def _on_http_error(request: Request, error: Exception) -> Response:
+    """What Starlette refuses itself: no such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        message = (
+            "the gateway serves /v1/..., /health, /ready, /metrics and /mars/v1/..., "
+            f"not {request.url.path}"
+        )
+    else:
+        message = f"{request.url.path}: {error.detail}"
+    return _on_error(request, ApiError(error.status_code, message, headers=error.headers))

@@ -2,14 +2,15 @@
 """Prometheus metrics of the control plane, in vLLM's style under ``mars:``.
 
 Values are read from the fold at scrape time; only durations are summed as they happen.
-Labels are ``model_name`` and ``engine``, never a session id.
+Labels are ``model_name`` and ``engine``, and ``tenant`` for the tenants that are
+configured, never a session id.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -24,6 +25,7 @@ from mars.core import events as ev
 from mars.gateway.admission import Admission
 from mars.gateway.hub import Hub
 from mars.gateway.load import LoadBoard
+from mars.gateway.tenants import Tenants
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 MICROSECONDS = (1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 0.1)
@@ -61,16 +63,25 @@ class GatewayMetrics(Collector):
         hub: the stream.
         admission: the queue.
         board: the load, for its alarms.
+        tenants: whose names are labels.
         clock: monotonic seconds.
     """
 
-    def __init__(self, hub: Hub, admission: Admission, board: LoadBoard, clock) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        admission: Admission,
+        board: LoadBoard,
+        tenants: Tenants,
+        clock: Callable[[], float],
+    ) -> None:
         self.model_name = "unknown"
         self._hub, self._admission, self._board, self._clock = hub, admission, board, clock
+        self._tenants = tenants
+        self._by_tenant: Counter[tuple[str, str]] = Counter()
         self._admission_wait = Buckets(SECONDS)
         self._tool_queue = Buckets(SECONDS)
         self._tool_run = Buckets(SECONDS)
-        self._ttft = Buckets(SECONDS)
         self._policy: dict[str, Buckets] = {}
         self._requests: Counter[str] = Counter()
         self._registry = CollectorRegistry()
@@ -89,9 +100,11 @@ class GatewayMetrics(Collector):
         """An admission policy answered ``question`` within ``seconds``."""
         self._policy.setdefault(question, Buckets(MICROSECONDS)).observe(seconds)
 
-    def answered(self, status: int) -> None:
-        """A request was answered with this status."""
+    def answered(self, status: int, tenant: str | None = None) -> None:
+        """A request was answered with this status; the tenant is None where nobody knows."""
         self._requests[str(status)] += 1
+        if tenant is not None:
+            self._by_tenant[tenant, str(status)] += 1
 
     def render(self) -> bytes:
         """The page in Prometheus text format."""
@@ -106,6 +119,7 @@ class GatewayMetrics(Collector):
         yield from self._gauges()
         yield from self._counters()
         yield from self._histograms()
+        yield from self._of_tenants()
 
     def _gauges(self) -> Iterator[Metric]:
         fold, now = self._hub.fold, self._clock()
@@ -119,6 +133,9 @@ class GatewayMetrics(Collector):
             ("tools_running", "Tool calls that run.", host.tools_running if host else None),
             ("tools_queued", "Tool calls that wait.", host.tools_queued if host else None),
             ("telemetry_stale", "1 while load is not known.", float(self._board.is_stale(now))),
+            ("telemetry_alarms", "Alarms about telemetry.", len(self._board.alarms(now))),
+            ("hold_oldest_seconds", "Longest wait of a held session.", self._oldest_s(now)),
+            ("draining", "1 while no new sessions are taken.", self._admission.is_draining),
         ]
         for name, text, value in gauges:
             if value is None:
@@ -154,6 +171,31 @@ class GatewayMetrics(Collector):
         ended = Counter(sums.sessions_ended)
         yield self._by("sessions_ended", "Ended sessions.", "reason", ended)
         yield self._by("requests", "Answered requests.", "status", self._requests)
+
+    def _of_tenants(self) -> Iterator[Metric]:
+        active = Counter(s.tenant for s in self._admission.active.sessions.values())
+        held = Counter(p.held.session.tenant for p in self._admission.places())
+        names = self._tenants.names()
+        for name, text, counts in (
+            ("tenant_sessions_active", "Active sessions of a tenant.", active),
+            ("tenant_sessions_held", "Held sessions of a tenant.", held),
+        ):
+            family = GaugeMetricFamily(f"mars:{name}", text, labels=(*LABELS, "tenant"))
+            for tenant in names:
+                family.add_metric([*self._labels(), tenant], counts[tenant])
+            yield family
+        for name, text, label, counts in (
+            ("tenant_requests", "Answered requests of a tenant.", "status", self._by_tenant),
+            ("tenant_refusals", "Requests above a limit.", "limit", self._tenants.refused),
+        ):
+            family = CounterMetricFamily(f"mars:{name}", text, labels=(*LABELS, "tenant", label))
+            for (tenant, value), count in sorted(counts.items()):
+                family.add_metric([*self._labels(), tenant, value], count)
+            yield family
+
+    def _oldest_s(self, now: float) -> float:
+        waited_on = (p.held.held_since for p in self._admission.places() if p.waiters)
+        return max((now - since for since in waited_on), default=0.0)
 
     def _by(self, name: str, text: str, label: str, counts: Counter[str]) -> CounterMetricFamily:
         family = CounterMetricFamily(f"mars:{name}", text, labels=(*LABELS, label))

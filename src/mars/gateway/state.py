@@ -38,6 +38,7 @@ def state_of(gateway: Gateway) -> dict[str, Any]:
         "held": [
             {
                 "session_id": place.held.session.session_id,
+                "tenant": place.held.session.tenant,
                 "held_s": now - place.held.held_since,
                 "num_prompt_tokens": place.held.num_prompt_tokens,
                 "is_away": place.away_since is not None,
@@ -56,6 +57,7 @@ def _active(gateway: Gateway, session: Session) -> dict[str, Any]:
         "session_id": session.session_id,
         "generation": session.generation,
         "parent": session.parent,
+        "tenant": session.tenant,
         "activity": session.activity,
         "phase": view.phase if view is not None else Phase.IDLE,
         "num_turns": session.num_turns,

@@ -79,8 +79,11 @@ def _on_httptools(limit: Limit) -> type[Protocol]:
     class LimitedHttpTools(HttpToolsProtocol):
         _is_in_head = True
         _num_head_bytes = 0
+        _num_chunk_bytes = 0
+        """Of what came last, without bodies."""
 
         def data_received(self, data: bytes) -> None:
+            self._num_chunk_bytes = len(data)
             self._num_head_bytes += len(data)
             super().data_received(data)
             if self._is_in_head and self._num_head_bytes > limit():
@@ -88,8 +91,12 @@ def _on_httptools(limit: Limit) -> type[Protocol]:
 
         def on_message_begin(self) -> None:
             self._is_in_head = True
-            self._num_head_bytes = 0
+            self._num_head_bytes = self._num_chunk_bytes
             super().on_message_begin()
+
+        def on_body(self, body: bytes) -> None:
+            self._num_chunk_bytes -= len(body)
+            super().on_body(body)
 
         def on_headers_complete(self) -> None:
             self._is_in_head = False
