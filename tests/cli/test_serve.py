@@ -83,7 +83,9 @@ def test_a_dying_engine_is_reported_and_nothing_is_left(tmp_path: Path, free_por
     async def serve_until_the_engine_dies() -> None:
         listener = listen(config.gateway)
         port = listener.getsockname()[1]
-        serving = asyncio.create_task(serve_until_stopped(engine, config, listener, BOOT_S))
+        serving = asyncio.create_task(
+            serve_until_stopped(engine, config, listener, BOOT_S, lambda: config)
+        )
         async with httpx2.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=BOOT_S
         ) as client:

@@ -8,11 +8,14 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from mars.cli.logs import log_to_stderr
+from mars.cli.tool_server import tool_server
 from mars.config import MarsConfig
 from mars.gateway import build_app, make_server
+from mars.gateway.server import GatewayServer
 
 POLL_S = 0.05
 URL_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
@@ -32,10 +35,34 @@ def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def run_gateway(config: MarsConfig, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Serve until ``stop`` is set; print one line on standard output once it answers."""
-    log_to_stderr()
-    server = make_server(build_app(config), config.gateway)
+async def run_gateway(
+    config: MarsConfig,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    reread: Callable[[], MarsConfig],
+) -> None:
+    """Serve until ``stop`` is set; print one line on standard output once it answers.
+
+    Args:
+        config: all settings.
+        listener: the address, bound.
+        stop: set it to end; it is set in any case when this returns.
+        reread: reads the settings anew, for a reload.
+    """
+    log_to_stderr(config.telemetry.log_format)
+    app = build_app(config, reread=reread)
+    hub = app.state.gateway.hub
+    async with tool_server(config.tools, lambda event: hub.emit(event, "tools")) as tools:
+        await _serve(make_server(app, config.gateway), config, listener, stop, tools)
+
+
+async def _serve(
+    server: GatewayServer,
+    config: MarsConfig,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    tools: Path,
+) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event
         await asyncio.sleep(POLL_S)
@@ -46,6 +73,7 @@ async def run_gateway(config: MarsConfig, listener: socket.socket, stop: asyncio
             f"(policy {config.engine.policy}, admission {config.gateway.admission})",
             flush=True,
         )
+        print(f"mars: tools on this machine: export MARS_TOOLS={tools}", file=sys.stderr)
         print("mars: Ctrl-C ends it", file=sys.stderr, flush=True)
     stopping = asyncio.create_task(stop.wait())
     # The server takes signals for itself while it runs, so it may end first.

@@ -8,6 +8,8 @@ import contextlib
 import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -75,26 +77,27 @@ def gateway(
     wait_s
         Give an engine that does not answer yet so many seconds.
     """
-    config = settings.read(
-        {
-            "gateway.engine_url": engine and engine.rstrip("/").removesuffix("/v1"),
-            "gateway.host": host,
-            "gateway.port": port,
-            "gateway.admission": admission,
-            "telemetry.events_path": events and str(events),
-        }
-    )
+    flags = {
+        "gateway.engine_url": engine and engine.rstrip("/").removesuffix("/v1"),
+        "gateway.host": host,
+        "gateway.port": port,
+        "gateway.admission": admission,
+        "telemetry.events_path": events and str(events),
+    }
+    config = settings.read(flags)
     check_policies(config)
     require_free(config.gateway.host, config.gateway.port, "gateway.port")
     with contextlib.closing(listen(config.gateway)) as listener:
-        asyncio.run(_run(config, listener, wait_s))
+        asyncio.run(_run(config, listener, wait_s, partial(settings.read, flags)))
 
 
-async def _run(config: MarsConfig, listener: socket.socket, wait_s: float) -> None:
+async def _run(
+    config: MarsConfig, listener: socket.socket, wait_s: float, reread: Callable[[], MarsConfig]
+) -> None:
     stop = asyncio.Event()
     with stop_on_signals(stop):
         await _require_engine(config.gateway.engine_url, wait_s, stop)
-        await run_gateway(config, listener, stop)
+        await run_gateway(config, listener, stop, reread)
 
 
 async def _require_engine(url: str, wait_s: float, stop: asyncio.Event) -> None:

@@ -9,6 +9,8 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -96,30 +98,24 @@ def serve(
     if model is not None and model.startswith("-"):
         # `mars serve --emulate PROFILE -- --flag`: the first vLLM flag is no model.
         model, vllm_flags = None, (model, *vllm_flags)
-    config = settings.read(
-        {
-            "gateway.host": host,
-            "gateway.port": port,
-            "gateway.admission": admission,
-            "engine.policy": policy,
-            "engine.profile": emulate,
-            "engine.time_scale": time_scale,
-            "telemetry.events_path": events and str(events),
-        }
-    )
-    if emulate is None and (kv_tokens or time_scale):
-        raise CliError(
-            "--kv-tokens and --time-scale are for an emulated accelerator",
-            "add --emulate PROFILE, or size the pool with vLLM's own flags after `--`",
-        )
-    check_policies(config)
-    require_free(config.gateway.host, config.gateway.port, "gateway.port")
-    if engine_port:
-        require_free("127.0.0.1", engine_port, "--engine-port")
+    flags = {
+        "gateway.host": host,
+        "gateway.port": port,
+        "gateway.admission": admission,
+        "engine.policy": policy,
+        "engine.profile": emulate,
+        "engine.time_scale": time_scale,
+        "telemetry.events_path": events and str(events),
+    }
+    config = settings.read(flags)
+    _check(config, engine_port, is_misplaced=emulate is None and bool(kv_tokens or time_scale))
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(contextlib.closing(listen(config.gateway)))
         directory = Path(tempfile.mkdtemp(prefix="mars-"))
-        config = _wired(config, directory, engine_port or free_port(), is_stock=stock)
+        wire = partial(
+            _wired, directory=directory, engine_port=engine_port or free_port(), is_stock=stock
+        )
+        config = wire(config)
         request = EngineRequest(
             model=model,
             config=config.engine,
@@ -131,9 +127,26 @@ def serve(
             directory=directory,
         )
         engine = _prepared(request, config.gateway.engine_url, engine_log)
-        asyncio.run(serve_until_stopped(engine, config, listener, engine_timeout_s))
+        asyncio.run(
+            serve_until_stopped(
+                engine, config, listener, engine_timeout_s, lambda: wire(settings.read(flags))
+            )
+        )
     # Kept after a failure, which leaves by an exception: the engine's log is in it.
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _check(config: MarsConfig, engine_port: int, *, is_misplaced: bool) -> None:
+    """Find what would fail after the engine's long start."""
+    if is_misplaced:
+        raise CliError(
+            "--kv-tokens and --time-scale are for an emulated accelerator",
+            "add --emulate PROFILE, or size the pool with vLLM's own flags after `--`",
+        )
+    check_policies(config)
+    require_free(config.gateway.host, config.gateway.port, "gateway.port")
+    if engine_port:
+        require_free("127.0.0.1", engine_port, "--engine-port")
 
 
 def _prepared(request: EngineRequest, url: str, log_path: Path | None) -> EngineProcess:
@@ -164,7 +177,11 @@ def _wired(config: MarsConfig, directory: Path, engine_port: int, *, is_stock: b
 
 
 async def serve_until_stopped(
-    engine: EngineProcess, config: MarsConfig, listener: socket.socket, timeout_s: float
+    engine: EngineProcess,
+    config: MarsConfig,
+    listener: socket.socket,
+    timeout_s: float,
+    reread: Callable[[], MarsConfig],
 ) -> None:
     """Run engine and gateway until a signal comes; leave nothing behind.
 
@@ -178,7 +195,7 @@ async def serve_until_stopped(
             _say(f"starting the engine; its log: {engine.log_path}")
             if not await _ready(engine, timeout_s, stop):
                 return
-            gateway = asyncio.create_task(run_gateway(config, listener, stop))
+            gateway = asyncio.create_task(run_gateway(config, listener, stop, reread))
             died = asyncio.create_task(engine.wait())
             await asyncio.wait({gateway, died}, return_when=asyncio.FIRST_COMPLETED)
             failure = engine.died() if died.done() and not stop.is_set() else None
