@@ -130,7 +130,8 @@ async def test_a_wrong_key_and_a_limit_are_the_clients_own_errors(name: str) -> 
 
 
 async def test_a_session_whose_engine_is_away_is_the_clients_own_error(free_port: int) -> None:
-    config = GatewayConfig(engine_url=f"http://127.0.0.1:{free_port}", admission="none")
+    away = f"http://127.0.0.1:{free_port}"
+    config = GatewayConfig(engine_url=away, engine_wait_s=0, admission="none")
     async with serve(build_app(MarsConfig(gateway=config))) as url:
         clients = Clients(url)
         try:

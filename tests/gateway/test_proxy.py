@@ -106,7 +106,8 @@ async def test_what_is_no_json_object_is_refused_before_an_engine_can_be_laxer(
 
 
 async def test_a_dead_engine_is_named_with_what_to_do(free_port: int) -> None:
-    async with make_site(engine_url=f"http://127.0.0.1:{free_port}") as site:
+    away = f"http://127.0.0.1:{free_port}"
+    async with make_site(engine_url=away, engine_wait_s=0) as site:
         url = f"{site.url}/v1/chat/completions"
         async with site.client.post(url, json={}) as response:
             error = (await response.json())["error"]

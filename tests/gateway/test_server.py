@@ -238,7 +238,8 @@ async def test_clients_of_a_killed_engine_get_errors_and_the_next_engine_serves_
         engine_port = probe.getsockname()[1]
     arguments = [sys.executable, "-m", "mars.testing.engine", "--port", str(engine_port)]
     arguments += ["--token-interval-s", "0.01", "--num-tokens"]
-    settings = config(free_port, f"http://127.0.0.1:{engine_port}", admission="none")
+    away = f"http://127.0.0.1:{engine_port}"
+    settings = config(free_port, away, admission="none", engine_wait_s=0)
     async with process(settings), aiohttp.ClientSession() as client:
         first = await asyncio.create_subprocess_exec(*arguments, "100000")
         await answers(client, free_port)
