@@ -21,7 +21,6 @@ from collections import Counter
 from pathlib import Path
 
 from mars.core.policy import scheduling_policies
-from mars.engine.vllm import virtual
 from mars.engine.vllm.storm import Storm
 from mars.profiles import load_profile
 
@@ -44,7 +43,7 @@ def main() -> int:
     total: Counter[str] = Counter()
     steps_of: Counter[str] = Counter()
     cases = itertools.cycle(itertools.product(policies, (False, True)))
-    for seed, (policy, is_async) in enumerate(cases, start=options.seed):
+    for seed, (policy, is_async) in enumerate(cases, options.seed):
         if num_steps >= options.steps or time.monotonic() - start >= options.wall_s:
             break
         with tempfile.TemporaryDirectory() as directory:
@@ -54,7 +53,6 @@ def main() -> int:
             except Exception:
                 print(f"policy {policy}, seed {seed}, async {is_async}, step {storm.num_steps}:")
                 raise
-        virtual._NAMES.clear()  # noqa: SLF001 -- names of blocks of an engine that is gone
         num_steps += storm.num_steps
         num_engines += 1
         steps_of[policy] += storm.num_steps

@@ -39,6 +39,8 @@ class AbstractServer:
     now: float = 0.0
     waits: dict[str, list[float]] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
+    overtakings: list[tuple[Turn, Turn, float]] = field(default_factory=list)
+    """Who started, who had come before and went on waiting, and the latter's service so far (s)."""
 
     def __post_init__(self) -> None:
         self.co = CoScheduler(
@@ -73,6 +75,11 @@ class AbstractServer:
         self.waiting = self.co.order(self.waiting, self.now)
         while self.waiting and len(self.running) < self.num_slots:
             turn = self.waiting.pop(0)
+            self.overtakings += [
+                (turn, w, w.session.attained_service_s)
+                for w in self.waiting
+                if w.arrival_time < turn.arrival_time
+            ]
             agent = self.owner[turn.request_id]
             self.co.started(turn, min(agent.context, turn.num_prompt_tokens - 1), 0, self.now)
             wait_s = self.now - turn.arrival_time

@@ -252,7 +252,7 @@ class KvRetained(SessionEvent):
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class KvReleased(SessionEvent):
-    """``reason``: returned, expired, pressure, bound, ended or reset."""
+    """``reason``: returned, expired, pressure, bound, ended, aborted or reset."""
 
     kind: ClassVar[str] = "kv_released"
     num_blocks: int

@@ -11,9 +11,13 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.v1.request import RequestStatus
+
 from mars.core.cost import CostModel
 from mars.core.events import Event
-from mars.core.policy import scheduling_policies
+from mars.core.model import Turn
+from mars.core.policies.mars import Mars
+from mars.core.policy import Rank, scheduling_policies
 from mars.engine.vllm.integrity import check_integrity
 from mars.engine.vllm.scheduler import MarsScheduler
 from mars.engine.vllm.virtual import VirtualEngine, VirtualShape
@@ -142,3 +146,83 @@ def test_an_unknown_setting_is_refused_by_name(tmp_path: Path) -> None:
 def test_an_unknown_policy_is_refused_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown scheduling policy 'marz'.*fcfs.*mars-paper"):
         Closed(tmp_path, 420, {"policy": "marz"})
+
+
+class OldestLast(Mars):
+    """An operator's own policy, found by its dotted path."""
+
+    def rank(self, turn: Turn, now: float) -> Rank:
+        return (-turn.session.arrival_time,)
+
+
+def test_an_operators_own_policy_is_found_by_its_path(tmp_path: Path) -> None:
+    closed = Closed(tmp_path, 420, {"policy": f"{__name__}.OldestLast"})
+    closed.run(10, 3, seed=2)
+    assert len(closed.finished_at) == 10 * 3
+    scheduler: Any = closed.engine.scheduler
+    assert isinstance(scheduler._co.policy, OldestLast)
+    named = Closed(tmp_path, 420, {"policy": "mars"})
+    named.run(10, 3, seed=2)
+    assert named.finished_at != closed.finished_at
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_an_abort_lets_go_of_what_was_held_for_the_session(
+    tmp_path: Path, is_running: bool
+) -> None:
+    # A client that goes away makes vLLM abort its turn: nobody comes back for the KV.
+    closed = Closed(tmp_path, 420, {"policy": "infercept"})
+    engine = closed.engine
+    closed.run(1, 1)
+    scheduler: Any = engine.scheduler
+    assert len(scheduler._retained) == 1
+    engine.submit("s0-1", "s0", [("s0", 0, 4000)], ("s0", 4000, 5), engine.now)
+    if is_running:
+        engine.plan(engine.now)
+    scheduler.finish_requests("s0-1", RequestStatus.FINISHED_ABORTED)
+    assert len(scheduler._retained) == 0
+    closed.check_integrity()
+    reasons = [e.reason for e in closed.events if e.kind == "kv_released"]  # type: ignore[attr-defined]
+    assert reasons == ["returned" if is_running else "aborted"]
+
+
+def test_an_abort_beside_another_open_turn_keeps_what_is_held(tmp_path: Path) -> None:
+    closed = Closed(tmp_path, 420, {"policy": "infercept"})
+    engine = closed.engine
+    closed.run(1, 1)
+    scheduler: Any = engine.scheduler
+    for name in ("s0-1", "s0-2"):
+        engine.submit(name, "s0", [("s0", 0, 4000)], ("s0", 4000, 5), engine.now)
+    scheduler.finish_requests("s0-1", RequestStatus.FINISHED_ABORTED)
+    assert len(scheduler._retained) == 1
+    closed.check_integrity()
+
+
+def test_a_prefix_that_sessions_share_outlives_them(tmp_path: Path) -> None:
+    closed = Closed(tmp_path, 420, {"policy": "mars"})
+    engine, prefix = closed.engine, ("tool schemas", 0, 1600)
+
+    def turn(name: str, num_own: int) -> int:
+        engine.submit(f"{name}-0", name, [prefix, (name, 0, num_own)], (name, num_own, 2), now())
+        hits = 0
+        while engine.has_requests:
+            at = now() + (engine.plan(now()) or 0.001)
+            engine.complete(at)
+        for event in closed.events:
+            if event.kind == "turn_started" and event.session_id == name:  # type: ignore[attr-defined]
+                hits = event.num_cached_tokens  # type: ignore[attr-defined]
+        engine.control({"op": "session_end", "session_id": name})
+        return hits
+
+    def now() -> float:
+        return engine.now
+
+    assert turn("first", 100) == 0
+    assert turn("second", 100) == 1600
+    # Everybody who used it is gone, and five pools' worth of others come by.
+    for index in range(12):
+        engine.submit(f"n{index}-0", f"n{index}", [(f"n{index}", 0, 3000)], ("r", 0, 2), now())
+        while engine.has_requests:
+            engine.complete(now() + (engine.plan(now()) or 0.001))
+    assert turn("third", 100) == 1600
+    closed.check_integrity()

@@ -254,8 +254,16 @@ class MarsScheduler(AsyncScheduler):
         hold = self._co.finished(
             turn, self._load, now, reason=reason, num_cached_blocks=len(blocks)
         )
+        session = turn.session
         if hold:
-            self._retained.hold(turn.session.session_id, blocks)
+            self._retained.hold(session.session_id, blocks)
+        elif (
+            reason == "abort"
+            and session.num_open_turns == 0
+            and session.session_id in self._co.held
+        ):
+            # Its client went away: nobody comes back for what was held before this turn.
+            self._release(session.session_id, "aborted")
 
     def _free_request_blocks(self, request: Request) -> None:
         values = self._values

@@ -7,6 +7,7 @@ by content instead of hashed, and every request samples until its reply is compl
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -309,25 +310,16 @@ class ContentHasher:
     def __init__(self, segments: Sequence[tuple[str, int, int]], block_size: int) -> None:
         self._block_size = block_size
         self._pieces = _pieces_by_block(segments, block_size)
-        self._parent: Any = b""
+        self._parent = b""
 
     def __call__(self, request: Request) -> list[Any]:
         """Names of the blocks that became full since the last call."""
         names: list[Any] = []
         for index in range(len(request.block_hashes), request.num_tokens // self._block_size):
-            self._parent = _interned((self._parent, self._pieces[index]))
+            piece = self._parent + repr(self._pieces[index]).encode()
+            self._parent = hashlib.blake2b(piece, digest_size=16).digest()
             names.append(self._parent)
         return names
-
-
-_NAMES: dict[Any, bytes] = {}
-
-
-def _interned(key: Any) -> bytes:
-    name = _NAMES.get(key)
-    if name is None:
-        name = _NAMES[key] = len(_NAMES).to_bytes(8, "big")
-    return name
 
 
 def _pieces_by_block(

@@ -30,6 +30,7 @@ _RELEASES = {
     "pressure": "memory was short",
     "bound": "it had been held as long as retention.max_hold_s allows",
     "ended": "the session ended",
+    "aborted": "its client went away",
     "reset": "the prefix cache was reset",
 }
 
