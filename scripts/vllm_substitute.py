@@ -16,22 +16,27 @@ def pytest_configure(config: Any) -> None:
         _put_in_place(substitute)
 
 
-def _put_in_place(substitute: str) -> None:
+def _put_in_place(policy: str) -> None:
     from vllm.v1.core.sched import async_scheduler, diffusion_scheduler, scheduler
 
     del diffusion_scheduler  # bound to vLLM's own classes by being imported first
-    if substitute == "async":
-        scheduler.Scheduler = async_scheduler.AsyncScheduler  # type: ignore[misc]
-        return
     from mars.engine.vllm.scheduler import MarsScheduler
 
     class Substitute(MarsScheduler):
         """With the policy that the run is about, and every step checked."""
 
+        is_async = False
+
         def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-            mars = {"policy": substitute, "check_integrity_every": 1}
+            mars = {"policy": policy, "check_integrity_every": 1}
             vllm_config.additional_config = {"mars": mars}
+            # A test says by the class which of the two it wants; the CPU platform switches
+            # the setting off.
+            vllm_config.scheduler_config.async_scheduling = self.is_async
             super().__init__(vllm_config, *args, **kwargs)
 
+    class AsyncSubstitute(Substitute):
+        is_async = True
+
     scheduler.Scheduler = Substitute  # type: ignore[misc]
-    async_scheduler.AsyncScheduler = Substitute  # type: ignore[misc]
+    async_scheduler.AsyncScheduler = AsyncSubstitute  # type: ignore[misc]
