@@ -254,16 +254,12 @@ class MarsScheduler(AsyncScheduler):
         hold = self._co.finished(
             turn, self._load, now, reason=reason, num_cached_blocks=len(blocks)
         )
-        session = turn.session
+        session_id, held = turn.session.session_id, self._co.held
         if hold:
-            self._retained.hold(session.session_id, blocks)
-        elif (
-            reason == "abort"
-            and session.num_open_turns == 0
-            and session.session_id in self._co.held
-        ):
+            self._retained.hold(session_id, blocks)
+        elif reason == "abort" and session_id in held and not turn.session.num_open_turns:
             # Its client went away: nobody comes back for what was held before this turn.
-            self._release(session.session_id, "aborted")
+            self._release(session_id, "aborted")
 
     def _free_request_blocks(self, request: Request) -> None:
         values = self._values
