@@ -161,6 +161,17 @@ async def test_another_tenants_session_cannot_be_joined_ended_or_reported_on(
             assert response.status == ended
 
 
+async def test_a_session_is_only_a_child_of_its_own_tenants_sessions(shared: Site) -> None:
+    for headers, name in ((B, "parent"), (A, "other")):
+        assert (await post(shared, headers, name))[0] == 200
+    claims = {"X-Parent-Session-ID": "parent"}
+    stranger = asyncio.create_task(post(shared, A | claims, "stranger"))
+    await shared.event("session_held", session_id="stranger")
+    assert (await post(shared, B | claims, "child"))[0] == 200  # though both places are taken
+    stranger.cancel()
+    await asyncio.gather(stranger, return_exceptions=True)
+
+
 async def test_loads_are_not_for_clients_to_report(shared: Site) -> None:
     events = [{"kind": "events_dropped", "time": 1.0, "count": 1, "source": "x"}]
     for headers, status in ((B, 403), (ADMIN, 200)):

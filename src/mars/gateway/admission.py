@@ -127,9 +127,13 @@ class Admission:
         if session is not None:
             self._tenants.check_turn(session.tenant, self.active)
             return session
+        above = self.active.sessions.get(identity.parent or "")
+        is_child = above is not None and above.tenant == identity.tenant
+        if is_child:  # not held, so its limit is that of turns
+            self._tenants.check_turn(identity.tenant, self.active)
         place = self._place(identity, num_prompt_tokens)
         waiter = self.held.attend(place)
-        if identity.parent in self.active.sessions:
+        if is_child:
             self._admit(identity.session_id, "child", self._clock())
         else:
             self.decide()
@@ -230,7 +234,7 @@ class Admission:
     def drain(self) -> None:
         """Hold and admit nobody any more; those held are asked to come back."""
         self.is_draining = True
-        for place in self.held:
+        for place in self.places():
             for waiter in place.waiters:
                 if not waiter.done():
                     waiter.set_exception(_draining())
