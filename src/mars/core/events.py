@@ -354,7 +354,7 @@ class HostSampled(Event):
 
     kind: ClassVar[str] = "host_sampled"
     cpu_cores: int
-    cpu_usage: float
+    cpu_usage: float | None
     cpu_pressure: float | None
     tool_slots: int
     tools_running: int

@@ -3,32 +3,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import aiohttp
-import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from mars.core.events import HostSampled
 from mars.gateway.load import EngineLoad
-
-PSI_PATH = Path("/proc/pressure/cpu")
+from mars.telemetry.host import HostMeter
 
 
 class TelemetryError(RuntimeError):
     """Telemetry cannot be read; the message names the missing piece."""
-
-
-def read_cpu_pressure(path: Path = PSI_PATH) -> float | None:
-    """PSI ``some avg10`` as a fraction 0..1; None where the kernel does not tell."""
-    try:
-        first = path.read_text().splitlines()[0]
-    except (OSError, IndexError):
-        return None
-    fields = dict(pair.split("=", 1) for pair in first.split()[1:])
-    return float(fields["avg10"]) / 100.0 if "avg10" in fields else None
 
 
 class HostSampler:
@@ -40,22 +26,21 @@ class HostSampler:
 
     def __init__(self, tools: Callable[[], tuple[int, int, int, float]]) -> None:
         self._tools = tools
-        self._cores = len(os.sched_getaffinity(0))
-        psutil.cpu_percent()  # the first call only sets its starting point
+        self._meter = HostMeter()
 
     def sample(self, now: float) -> HostSampled:
         """One sample at ``now``."""
         slots, running, queued, delay_s = self._tools()
         return HostSampled(
             time=now,
-            cpu_cores=self._cores,
-            cpu_usage=psutil.cpu_percent() / 100.0,
-            cpu_pressure=read_cpu_pressure(),
+            cpu_cores=max(1, round(self._meter.cores)),
+            cpu_usage=self._meter.usage(),
+            cpu_pressure=self._meter.pressure(),
             tool_slots=slots,
             tools_running=running,
             tools_queued=queued,
             tool_queue_delay_s=delay_s,
-            memory_bytes_free=psutil.virtual_memory().available,
+            memory_bytes_free=self._meter.memory_bytes_free(),
         )
 
 

@@ -8,60 +8,17 @@ found out by using it. What cannot be had is said in ``ControlGroups.losses``.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import time
 from pathlib import Path
 
+from mars.telemetry.cgroups import Hierarchies, find_hierarchies, read_text
 from mars.tools.request import ToolLimits
 
-V1_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
 _PERIOD_US = 100_000
 _CLOSE_LOOKS, _CLOSE_LOOK_S = 50, 0.004
 """A killed process keeps its group for a few milliseconds."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Hierarchies:
-    """Own directory in each hierarchy; ``v1`` maps controller to directory."""
-
-    v2: Path | None = None
-    v1: dict[str, Path] = dataclasses.field(default_factory=dict[str, Path])
-
-
-def find_hierarchies(proc: Path = Path("/proc/self")) -> Hierarchies:
-    """Where this process is, from ``mountinfo`` and ``cgroup`` under ``proc``."""
-    own: dict[str, str] = {}
-    for line in _read(proc / "cgroup").splitlines():
-        number, controllers, path = line.split(":", 2)
-        for name in controllers.split(",") if number != "0" else [""]:
-            own[name] = path
-    v2: Path | None = None
-    v1: dict[str, Path] = {}
-    for line in _read(proc / "mountinfo").splitlines():
-        fields, _, rest = line.partition(" - ")
-        root, mount = fields.split()[3:5]
-        kind, _, options = rest.split(" ", 2)
-        if kind == "cgroup2" and "" in own:
-            v2 = _inside(mount, root, own[""])
-        elif kind == "cgroup":
-            for name in options.split(","):
-                if name in V1_CONTROLLERS and name in own:
-                    v1[name] = _inside(mount, root, own[name])
-    return Hierarchies(v2, v1)
-
-
-def _inside(mount: str, root: str, path: str) -> Path:
-    relative = path[len(root) :] if root != "/" and path.startswith(root) else path
-    return Path(mount + "/" + relative.strip("/"))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
 
 
 def _write(path: Path, value: object) -> bool:
@@ -169,11 +126,11 @@ class ControlGroups:
         base = folder / name
         if not _make(base):
             return
-        offered = set(_read(folder / "cgroup.controllers").split()) & {"cpu", "memory", "pids"}
+        offered = set(read_text(folder / "cgroup.controllers").split()) & {"cpu", "memory", "pids"}
         for controller in offered:
             _enable(folder, controller)
             _enable(base, controller)
-        gives = {"kill", "cpuacct"} | set(_read(base / "cgroup.subtree_control").split())
+        gives = {"kill", "cpuacct"} | set(read_text(base / "cgroup.subtree_control").split())
         if not (base / "cgroup.kill").exists():
             gives.discard("kill")
         self._bases[base] = gives
@@ -182,9 +139,9 @@ class ControlGroups:
 def _enable(folder: Path, controller: str) -> None:
     """Hand a controller to the groups below; an own group of one process steps aside."""
     control = folder / "cgroup.subtree_control"
-    if controller in _read(control).split() or _write(control, f"+{controller}"):
+    if controller in read_text(control).split() or _write(control, f"+{controller}"):
         return
-    if _read(folder / "cgroup.procs").split() == [str(os.getpid())]:
+    if read_text(folder / "cgroup.procs").split() == [str(os.getpid())]:
         aside = folder / "mars-runtime"
         if _make(aside) and _write(aside / "cgroup.procs", os.getpid()):
             _write(control, f"+{controller}")
@@ -266,7 +223,7 @@ class ToolGroup:
     def pids(self) -> list[int]:
         """Processes in it, wherever they went; no two hierarchies differ in that."""
         folder = next(iter(self._folders))
-        return [int(pid) for pid in _read(folder / "cgroup.procs").split()]
+        return [int(pid) for pid in read_text(folder / "cgroup.procs").split()]
 
     def signal(self, number: int) -> None:
         """Send a signal to every process in it; SIGKILL at once where the kernel can."""
@@ -284,8 +241,8 @@ class ToolGroup:
             if "cpuacct" not in gives:
                 continue
             if (folder / "cpuacct.usage").exists():
-                return int(_read(folder / "cpuacct.usage") or 0) / 1e9
-            return _field(_read(folder / "cpu.stat"), "usage_usec") / 1e6
+                return int(read_text(folder / "cpuacct.usage") or 0) / 1e9
+            return _field(read_text(folder / "cpu.stat"), "usage_usec") / 1e6
         return None
 
     def peak_bytes(self) -> int | None:
@@ -293,7 +250,9 @@ class ToolGroup:
         for folder, gives in self._folders.items():
             if "memory" not in gives:
                 continue
-            text = _read(folder / "memory.peak") or _read(folder / "memory.max_usage_in_bytes")
+            text = read_text(folder / "memory.peak") or read_text(
+                folder / "memory.max_usage_in_bytes"
+            )
             return int(text) if text else None
         return None
 
@@ -301,7 +260,9 @@ class ToolGroup:
         """How many of its processes the kernel ended for their memory."""
         for folder, gives in self._folders.items():
             if "memory" in gives:
-                text = _read(folder / "memory.events") or _read(folder / "memory.oom_control")
+                text = read_text(folder / "memory.events") or read_text(
+                    folder / "memory.oom_control"
+                )
                 return _field(text, "oom_kill")
         return 0
 

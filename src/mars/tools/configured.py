@@ -38,4 +38,8 @@ def make_pool(config: ToolsConfig, emit: Callable[[Event], None] | None = None) 
 
 def limits_of(config: ToolsConfig) -> ToolLimits:
     """The bounds of one call."""
-    return ToolLimits(memory_bytes=config.memory_bytes, output_bytes=config.output_bytes)
+    return ToolLimits(
+        memory_bytes=config.memory_bytes,
+        disk_floor_bytes=config.disk_floor_bytes,
+        output_bytes=config.output_bytes,
+    )

@@ -47,6 +47,10 @@ class Containment(Protocol):
         """How many of its processes the kernel ended for their memory; 0 if not known."""
         ...
 
+    def pids(self) -> list[int]:
+        """Its processes now."""
+        ...
+
 
 class GroupContainment:
     """The call is a control group: nothing leaves it, and it accounts for itself."""
@@ -87,6 +91,9 @@ class GroupContainment:
 
     def num_memory_kills(self) -> int:
         return self._group.num_memory_kills()
+
+    def pids(self) -> list[int]:
+        return list(self._group.pids())
 
 
 class SearchContainment:
@@ -139,6 +146,9 @@ class SearchContainment:
 
     def num_memory_kills(self) -> int:
         return 0
+
+    def pids(self) -> list[int]:
+        return [member.pid for member in self._members()]
 
     def _members(self) -> list[ProcessStat]:
         members = find_members(self._leader, self._mark, self._started_ticks)

@@ -18,7 +18,7 @@ import msgspec
 from mars.core.events import Event, HostSampled, ToolFinished, ToolQueued, ToolStarted
 from mars.core.model import Load, Session, ToolCall
 from mars.core.policy import ToolPolicy, tool_policies
-from mars.tools.host import CpuMeter, cpu_pressure, memory_bytes_free, usable_cores
+from mars.telemetry.host import HostMeter
 from mars.tools.process import ToolRunner
 from mars.tools.request import ToolRequest, ToolResult
 from mars.tools.slots import default_slots
@@ -92,8 +92,8 @@ class ToolPool:
         self._clock = clock
         self._sample_interval_s = sample_interval_s
         self._sampler: asyncio.Task[None] | None = None
-        self._cpu = CpuMeter()
-        self._cores = usable_cores()
+        self._meter = HostMeter()
+        self._cores = self._meter.cores
         self._cpu_usage: float | None = None
         self._queue: list[_Waiting] = []
         self._numbers = itertools.count()
@@ -166,12 +166,12 @@ class ToolPool:
             sampled_at=self._clock(),
             cpu_cores=max(1, round(self._cores)),
             cpu_usage=self._cpu_usage,
-            cpu_pressure=cpu_pressure(),
+            cpu_pressure=self._meter.pressure(),
             tool_slots=self._slots,
             tools_running=self._num_running,
             tools_queued=len(self._queue),
             tool_queue_delay_s=self._present_delay_s(),
-            memory_bytes_free=memory_bytes_free(),
+            memory_bytes_free=self._meter.memory_bytes_free(),
         )
 
     @contextlib.asynccontextmanager
@@ -310,7 +310,7 @@ class ToolPool:
 
     async def _sample(self) -> None:
         while True:
-            self._cpu_usage = self._cpu.usage()
+            self._cpu_usage = self._meter.usage()
             if not self._queue and self._num_running < self._slots:
                 self._note_delay(0.0)
             load = self.load()

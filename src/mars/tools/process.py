@@ -15,6 +15,7 @@ from typing import Literal, cast
 from mars.tools.capture import CaptureProtocol
 from mars.tools.cgroup import ControlGroups
 from mars.tools.containment import Containment, GroupContainment, SearchContainment
+from mars.tools.disk import DiskFloor
 from mars.tools.members import MARK, Orphans, adopt_orphans
 from mars.tools.request import ToolRequest, ToolResult
 
@@ -27,6 +28,7 @@ _DRAIN_S = 0.05
 MEMORY_CHECK_S = 0.1
 _MEMORY_LOOK_S = 0.5
 """Where the kernel does not account memory: interval of samples with and without a limit."""
+DISK_CHECK_S = 0.25
 _KILL_CHECK_S = 0.002
 _NICE = 5
 _FILE_TOO_LARGE = (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
@@ -157,6 +159,7 @@ class _RunningCall:
         self._notices: list[str] = []
         self._is_timed_out = False
         self._is_memory_exceeded = False
+        self._is_ended_early = False
         limit_bytes = request.limits.output_bytes
         self._outputs = (CaptureProtocol(limit_bytes), CaptureProtocol(limit_bytes))
         self._stdin = _StdinProtocol()
@@ -169,11 +172,14 @@ class _RunningCall:
         """Open the gate, wait for the end or bring it about, and account for it."""
         self._apply_limits()
         await self._connect()
-        watcher = asyncio.ensure_future(self._watch_memory())
+        watchers = [
+            asyncio.ensure_future(watch()) for watch in (self._watch_memory, self._watch_disk)
+        ]
         try:
             usage = await self._wait_or_stop()
         finally:
-            watcher.cancel()
+            for watcher in watchers:
+                watcher.cancel()
         duration_s = time.monotonic() - self._started_at
         num_left = await self._clear()
         settle_s = _DRAIN_S if self._request.keeps_background else _SETTLE_S
@@ -248,7 +254,8 @@ class _RunningCall:
         while num_alive and self._loop.time() < deadline:
             await asyncio.sleep(_KILL_CHECK_S)
             num_alive = self.containment.kill()
-        if num_left and not (self._is_timed_out or self._is_memory_exceeded):
+        is_ended = self._is_timed_out or self._is_memory_exceeded or self._is_ended_early
+        if num_left and not is_ended:
             self._notices.append(f"{num_left} process(es) left in the background were stopped")
         return num_left
 
@@ -264,6 +271,16 @@ class _RunningCall:
                 self.containment.kill()
                 return
             await asyncio.sleep(_MEMORY_LOOK_S if limit_bytes is None else MEMORY_CHECK_S)
+
+    async def _watch_disk(self) -> None:
+        floor = DiskFloor(self._request.cwd, self._request.limits.disk_floor_bytes)
+        while floor.is_kept:
+            await asyncio.sleep(DISK_CHECK_S)
+            if floor.is_broken_by(self.containment.pids()):
+                self._is_ended_early = True
+                self._notices.append(floor.notice())
+                self.containment.kill()
+                return
 
     def _result(
         self, usage: resource.struct_rusage, duration_s: float, num_left: int

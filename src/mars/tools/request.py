@@ -30,6 +30,8 @@ class ToolLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     num_processes: int | None = None
     file_bytes: int | None = None
     """Largest single file it may write."""
+    disk_floor_bytes: int | None = None
+    """What must stay free in the file system of its folder: a call that fills it is ended."""
     output_bytes: int = 64 * 1024
     """Of stdout and of stderr kept: half from the start, half from the end."""
 

@@ -29,8 +29,9 @@ from mars.core.events import Event, ToolFinished, ToolQueued, ToolStarted
 from mars.telemetry.codec import Record, to_map
 from mars.tools.cgroup import ControlGroups, ToolGroup
 from mars.tools.containment import Containment, GroupContainment, SearchContainment
+from mars.tools.disk import DiskFloor
 from mars.tools.members import MARK, adopt_orphans
-from mars.tools.process import MEMORY_CHECK_S, not_started
+from mars.tools.process import DISK_CHECK_S, MEMORY_CHECK_S, not_started
 from mars.tools.request import ToolRequest, ToolResult
 from mars.tools.slot_client import SlotClient
 
@@ -232,7 +233,8 @@ def _attend(
 ) -> ToolResult:
     """Wait for the end, or bring it about at the timeout."""
     notices: list[str] = []
-    end = _wait(process.pid, request.timeout_s, containment, request.limits.memory_bytes)
+    floor = DiskFloor(request.cwd, request.limits.disk_floor_bytes)
+    end = _wait(process.pid, request.timeout_s, containment, request.limits.memory_bytes, floor)
     is_timed_out = end == "timeout"
     if is_timed_out:
         notices.append(f"stopped after its timeout of {request.timeout_s:g} s")
@@ -247,7 +249,9 @@ def _attend(
     num_left = 0
     if is_timed_out or not request.keeps_background:
         num_left = _clear(containment)
-    if num_left and not is_timed_out:
+    if end == "disk":
+        notices.append(floor.notice())
+    elif num_left and not is_timed_out:
         notices.append(f"{num_left} process(es) left in the background were stopped")
     cpu_seconds, peak_bytes = containment.usage(usage)
     is_memory_exceeded = end == "memory" or containment.num_memory_kills() > 0
@@ -271,7 +275,8 @@ def _wait(
     timeout_s: float | None,
     containment: Containment | None = None,
     memory_bytes: int | None = None,
-) -> Literal["exit", "timeout", "memory"]:
+    floor: DiskFloor | None = None,
+) -> Literal["exit", "timeout", "memory", "disk"]:
     """What came first. The process stays to be waited for.
 
     Memory is looked at only where the kernel does not keep the limit.
@@ -287,6 +292,10 @@ def _wait(
                 if watched.sample_memory() > memory_bytes:
                     return "memory"
                 left_s = min(left_s, MEMORY_CHECK_S)
+            if containment is not None and floor is not None and floor.is_kept:
+                if floor.is_broken_by(containment.pids()):
+                    return "disk"
+                left_s = min(left_s, DISK_CHECK_S)
             if poll.poll(None if left_s == math.inf else math.ceil(left_s * 1000.0)):
                 return "exit"
         return "timeout"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 
-from mars.tools.host import usable_cores
+from mars.telemetry.host import usable_cores
 
 CORES_PER_TOOL = 1.0
 """Measured coding-agent tools use 0.4 to 1.0 cores while they run (test suites up to 2.5);
