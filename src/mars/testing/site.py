@@ -42,7 +42,8 @@ class Reply:
     @property
     def is_whole(self) -> bool:
         """Whether a streamed reply came to its end."""
-        return self.status == 200 and not self.is_broken and self.body.endswith(b"[DONE]\n\n")
+        is_ended = not self.is_broken and self.body.endswith(b"[DONE]\n\n")
+        return self.status == 200 and is_ended and b'"error"' not in self.body
 
     def in_words(self) -> str:
         """For the fault table."""
