@@ -13,7 +13,8 @@ from cyclopts import App, Parameter
 from mars.cli.errors import CliError
 from mars.cli.settings import NO_SETTINGS, SettingsFlags
 from mars.tools.cgroup import ControlGroups
-from mars.tools.request import ToolLimits, ToolRequest, ToolResult
+from mars.tools.configured import limits_of
+from mars.tools.request import ToolRequest, ToolResult
 from mars.tools.shim import EventPoster, run_in_foreground, warn_on_stderr
 from mars.tools.slot_client import WAIT_S, SlotClient
 
@@ -92,7 +93,7 @@ def run_tool(
         argv=command,
         timeout_s=config.timeout_s,
         keeps_background=keep_background,
-        limits=ToolLimits(memory_bytes=config.memory_bytes),
+        limits=limits_of(config),
     )
     groups = ControlGroups()
     try:

@@ -204,6 +204,10 @@ class ToolsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     memory_bytes: Count | None = None
     """Memory of one tool call. None: no bound of ours."""
 
+    disk_floor_bytes: Count | None = 512 * 2**20
+    """What must stay free in the file system of a tool's folder: a call that writes much while
+    less is left is ended. Chosen: enough for logs and other sessions to go on."""
+
     output_bytes: Count = 2**20
     """Of standard output and of standard error each; the middle of the rest is dropped."""
 
