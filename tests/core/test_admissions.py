@@ -159,7 +159,7 @@ def test_mars_lets_in_one_at_a_time_while_the_cpus_are_busy():
     policy = make("mars")
     queue = [held(f"h{i}", i, 1_000) for i in range(3)]
     busy = active(1_000)
-    settle(policy, busy, lambda t: load(t, slots=4, running=4), 60.0)
+    settle(policy, busy, lambda t: load(t, slots=4, running=4, queued=6), 60.0)
     assert policy.admit(queue, busy, load(60.0), 60.0) == ["h0"]
     assert policy.admit(queue[1:], busy, load(61.0), 61.0) == []
     assert policy.admit(queue[1:], busy, load(91.0), 91.0) == ["h1"]
@@ -182,6 +182,38 @@ def test_mars_takes_a_silent_tool_pool_for_a_swamped_one():
     assert policy.admit([held("a", 0.0, 1_000)], busy, load(0.1), 0.1) == ["a"]
     policy.on_tick(busy, load(1.0), 1.0)
     assert policy.admit([held("b", 0.0, 1_000)], busy, load(1.1), 1.1) == []
+
+
+def lived(policy, name, first_tokens, seconds, at=0.0):
+    """A session of so long a life passes through the policy."""
+    visit = held(name, at, first_tokens)
+    assert policy.admit([visit], active(), load(), at) == [name]
+    policy.on_end(visit.session, at + seconds)
+
+
+def test_mars_lets_short_kinds_go_first_and_nobody_wait_for_ever():
+    policy = make("mars")
+    for i in range(4):
+        lived(policy, f"s{i}", 500, 50.0)
+        lived(policy, f"l{i}", 16_000, 950.0)
+    queue = [held("long", 0.0, 17_000), held("short", 600.0, 400)]
+    assert policy.admit(queue, active(1_000), load(), 700.0) == ["short", "long"]
+    # The most that a short one may be later: 3,600 s x (0.65 - 0.11).
+    queue = [held("long", 0.0, 17_000), held("short", 2_400.0, 400)]
+    assert policy.admit(queue, active(1_000), load(), 2_400.0) == ["long", "short"]
+    # After half an hour the longest held goes first, whatever its kind and the pressure.
+    queue = [held("long", 0.0, 17_000), held("short", 600.0, 400)]
+    assert policy.admit(queue, active(300_000), load(), 1_801.0) == ["long"]
+
+
+def test_mars_lets_others_pass_one_that_does_not_fit_for_a_share_of_its_length():
+    policy = make("mars", pass_share=0.3, overdue_s=300.0)
+    for i in range(3):
+        lived(policy, f"s{i}", 90_000, 100.0)
+    queue = [held("large", 0.0, 90_000), held("small", 1.0, 70_000)]
+    present = active(160_000)
+    assert policy.admit(queue, present, load(), 29.0) == ["small"]
+    assert policy.admit(queue, present, load(), 31.0) == []
 
 
 # --- published rivals --------------------------------------------------------------------

@@ -187,6 +187,23 @@ def test_priority_is_the_sessions_arrival_not_the_turns(name):
     assert (name in engine.blocked(3.0)) == (name == "a")
 
 
+def test_short_kinds_have_memory_before_long_ones_that_came_a_little_earlier():
+    engine = Engine()
+    for i in range(6):
+        for kind, blocks, seconds in (("short", 40, 50.0), ("long", 1000, 900.0)):
+            turn = engine.turn(f"{kind}{i}", blocks, 0.0)
+            engine.run(turn, 0.0)
+            engine.finish(turn, seconds)
+            engine.co.end_session(f"{kind}{i}")
+    engine.run(engine.turn("busy", 9600, 2000.0), 2000.0)
+    engine.turn("old long", 390 + 600, 2001.0)
+    engine.turn("young short", 39, 2300.0)
+    place, sessions = engine.policy.residency.place, engine.co.sessions
+    assert place(sessions["young short"]) < place(sessions["old long"])
+    assert place(sessions["old long"]) - 2001.0 <= 3600.0
+    assert engine.blocked(2301.0) == {"old long"}
+
+
 def test_the_reserve_follows_waste_with_hysteresis():
     reserve = Reserve(least=0.2, most=0.5)
     for now in range(0, 100, 5):

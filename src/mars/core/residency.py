@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose KV the memory is for: the oldest sessions that fit together, and nobody else's.
+"""Whose KV the memory is for: the first sessions that fit together, and nobody else's.
 
 Without such a plan every returning session takes the blocks of others that are about to
 return, all are computed again and again, and memory decides nothing. With it a session
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mars.core.lengths import SessionLengths
 from mars.core.model import Load, Session, Turn
 from mars.core.retention import PrefillCost, idle_s
 
@@ -29,6 +30,8 @@ RUNNING_MEMORY_S = 10.0
 class Share:
     """What one session takes; lives in ``Session.policy_state``."""
 
+    first_tokens: int = 0
+    """Prompt of its first turn, which tells what kind of session it is."""
     shared_tokens: int = 0
     """Hit of its first turn: a prefix that others have too, charged to nobody."""
 
@@ -46,6 +49,8 @@ class ResidencyRules:
             growth; starts at the most and follows measured waste.
         idle_weight: how much of the KV of idle sessions no longer kept a cold start counts.
         overdue_s: after waiting so long a turn is not overtaken for memory any more.
+        most_lead_s: sessions of the shortest kind go before those of the longest kind that
+            came up to so many seconds earlier.
     """
 
     patience: float = 8.0
@@ -54,6 +59,7 @@ class ResidencyRules:
     most_reserve: float = 0.5
     idle_weight: float = 0.5
     overdue_s: float = 60.0
+    most_lead_s: float = 3600.0
 
 
 @dataclass(slots=True)
@@ -103,11 +109,11 @@ class Reserve:
 class Residency:
     """The plan: which waiting turns must not start yet, which idle sessions are kept.
 
-    Oldest session first, each waiting turn and each idle session gets the blocks it needs
+    In the order of :meth:`place`, each waiting turn and each idle session gets the blocks it needs
     as long as there are any beside those of the running turns. A cold start needs its
     blocks plus the reserve, which shrinks with its own size, unless nobody else is there.
-    Waiting is bounded: only older sessions, which end, and turns that overtook within
-    ``overdue_s`` stand before one.
+    Waiting is bounded: only sessions of an earlier place, which end, and turns that overtook
+    within ``overdue_s`` stand before one.
     """
 
     def __init__(self, cost: PrefillCost, rules: ResidencyRules | None = None) -> None:
@@ -117,6 +123,7 @@ class Residency:
         self.kept: set[str] = set()
         """Idle sessions whose KV is kept."""
         self.reserve = Reserve(self.rules.least_reserve, self.rules.most_reserve)
+        self.lengths = SessionLengths()
         self._cost = cost
         self._idle: dict[str, Session] = {}
         self._is_stale = True
@@ -153,8 +160,22 @@ class Residency:
         self._is_stale = True
 
     def ended(self, session: Session) -> None:
-        """The session is over."""
+        """The session is over: learn how long it lasted."""
         self.returned(session)
+        state, until = session.policy_state, session.last_turn_finished_at
+        if isinstance(state, Share) and until is not None:
+            self.lengths.ended(state.first_tokens, until - session.arrival_time)
+
+    def place(self, session: Session) -> float:
+        """Who has memory first (smallest): ``arrival + most_lead_s x handicap`` of its kind.
+
+        Sessions of one kind stay in the order of their arrival. Finishing the short kinds
+        first lowers the mean; as arrivals go on, everybody's turn comes.
+        """
+        state = session.policy_state
+        first_tokens = state.first_tokens if isinstance(state, Share) else 0
+        lead_s = self.rules.most_lead_s * self.lengths.handicap(first_tokens)
+        return session.arrival_time + lead_s
 
     def plan(self, turns: Iterable[Turn], load: Load, now: float) -> None:
         """Renew the plan if something changed; without a known pool nobody is blocked."""
@@ -178,9 +199,9 @@ class Residency:
                 num_resident += 1
             else:
                 session = turn.session
-                claims.append((session.arrival_time, turn.request_id, turn, session))
+                claims.append((self.place(session), turn.request_id, turn, session))
         claims.extend(
-            (session.arrival_time, session.session_id, None, session)
+            (self.place(session), session.session_id, None, session)
             for session in self._idle.values()
             if session.cached_tokens > 0
         )

@@ -7,15 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from mars.core.cpugate import CpuGate
 from mars.core.forecast import Projection
+from mars.core.lengths import ShortKindsFirst
 from mars.core.model import ActiveSet, HeldSession, Load, Session
 from mars.core.packing import fitting, in_arrival_order
 from mars.core.policy import BaseAdmission, admission_policies
-from mars.core.window import Smoothed
 
 NUM_BLIND = 2
-CPU_BUSY, CPU_SWAMPED = 0.75, 1.5
-"""Tools running or queued per slot, from which one session at a time, and none, is let in."""
 
 
 @admission_policies.register("mars")
@@ -29,13 +28,13 @@ class Mars(BaseAdmission):
     when they do not fit; in front of a stock engine ``working-set`` (1.3, nobody
     discounted) is the better choice.
 
-    CPU: with b the tools running or queued per slot, averaged over 20 s: nobody while
-    b > 1.5, one session every ``pace_s`` while b > 0.75, since a session's tools come only
-    after its first turns. A pool that fell silent counts as swamped.
+    CPU: nobody, or one session every ``pace_s``, while tools queue (:class:`CpuGate`).
 
-    First come, first served, others pass while they fit, until the first has waited
-    ``overdue_s``; after ``force_s`` it is admitted whatever the pressure. Ours, built on
-    2604.26963; constants chosen by simulation.
+    Order: ``held since + most_lead_s x handicap`` of the kind (:class:`SessionLengths`), so
+    short kinds go first. Who does not fit is passed by others that do until it has waited
+    ``pass_share`` of its expected length, at most ``overdue_s``; after ``force_s`` the
+    longest held is admitted whatever the pressure, which bounds waiting. Ours, built on
+    2604.26963; constants chosen by simulation (docs/policy.md).
 
     Ignores: shared prefixes, measured waste (moving the target by it measured worse).
     """
@@ -46,6 +45,8 @@ class Mars(BaseAdmission):
         *,
         idle_weight: float = 0.3,
         pace_s: float = 30.0,
+        most_lead_s: float = 3600.0,
+        pass_share: float = 0.3,
         overdue_s: float = 300.0,
         force_s: float = 1800.0,
     ) -> None:
@@ -53,13 +54,11 @@ class Mars(BaseAdmission):
             raise ValueError(f"mars:{target}: the share of the pool must be positive")
         self.target = float(target)
         self.idle_weight = idle_weight
-        self.pace_s = pace_s
         self.overdue_s = overdue_s
-        self.force_s = force_s
+        self.force_s = self.overtaking_s = force_s
         self.projection = Projection()
-        self.backlog = Smoothed(tau_s=20.0)
-        self._has_pool = self._is_pool_silent = False
-        self._admitted_at = -math.inf
+        self.cpus = CpuGate(pace_s)
+        self.queue = ShortKindsFirst(most_lead_s, pass_share)
 
     def window(self, load: Load, now: float) -> float:
         return math.inf if self.projection.saw(load) else float(NUM_BLIND)
@@ -67,20 +66,17 @@ class Mars(BaseAdmission):
     def on_tick(self, active: ActiveSet, load: Load, now: float) -> None:
         self.projection.saw(load)
         self.projection.watched(active)
-        backlog = None
-        if load.tool_slots and load.tools_running is not None and load.tools_queued is not None:
-            backlog = (load.tools_running + load.tools_queued) / load.tool_slots
-            self._has_pool = True
-        self._is_pool_silent = self._has_pool and backlog is None
-        self.backlog.update(backlog, now)
+        self.queue.watched(active, now)
+        self.cpus.update(load, now)
 
     def on_end(self, session: Session, now: float) -> None:
         self.projection.ended(session)
+        self.queue.ended(session, now)
 
     def admit(
         self, held: Sequence[HeldSession], active: ActiveSet, load: Load, now: float
     ) -> list[str]:
-        queue = in_arrival_order(held)
+        queue = self.queue.ordered(held)
         if not self.projection.saw(load):
             chosen = queue[: max(0, NUM_BLIND - len(active))]
         else:
@@ -89,32 +85,26 @@ class Mars(BaseAdmission):
             chosen = fitting(
                 queue,
                 budget=self.target * self.projection.pool_tokens - used,
-                slots=self._cpu_slots(now) if len(active) else math.inf,
+                slots=self.cpus.room(now) if len(active) else math.inf,
                 size=lambda h: h.num_prompt_tokens + ahead,
-                may_pass=lambda h: now - h.held_since <= self.overdue_s,
+                may_pass=lambda h: now - h.held_since <= self.queue.patience_s(h, self.overdue_s),
             )
-        if queue and queue[0] not in chosen:
-            is_overdue = now - queue[0].held_since > self.force_s
-            chosen = [*queue[:1], *chosen] if is_overdue or not len(active) else chosen
+        oldest = in_arrival_order(held)[:1]
+        if oldest and now - oldest[0].held_since > self.force_s:
+            chosen = oldest + [h for h in chosen if h is not oldest[0]]
+        elif not len(active) and not chosen:
+            chosen = queue[:1]
         for h in chosen:
             self.projection.admitted(h)
-            self._admitted_at = now
+            self.queue.admitted(h, now)
+            self.cpus.admitted(now)
         return [h.session.session_id for h in chosen]
 
     def state(self) -> dict[str, Any]:
-        is_cpu_pressed = self._is_pool_silent or (self.backlog.value or 0.0) > CPU_SWAMPED
         return {
-            "mode": "cpu" if is_cpu_pressed else "working_set",
+            "mode": "cpu" if self.cpus.is_closed else "working_set",
             "target": self.target,
             "pool_tokens": self.projection.pool_tokens,
-            "cpu_backlog": self.backlog.value,
-            "is_cpu_pressed": is_cpu_pressed,
+            "cpu_backlog": self.cpus.backlog.value,
+            "is_cpu_pressed": self.cpus.is_closed,
         }
-
-    def _cpu_slots(self, now: float) -> float:
-        backlog = math.inf if self._is_pool_silent else (self.backlog.value or 0.0)
-        if backlog > CPU_SWAMPED:
-            return 0
-        if backlog > CPU_BUSY:
-            return 1 if now - self._admitted_at > self.pace_s else 0
-        return math.inf

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MARS, ours: memory for the oldest sessions that fit, everybody else between turns."""
+"""MARS, ours: memory for the first sessions that fit, everybody else between turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _OPEN, _KEPT = 2.0e12, 1.0e12
 
 @scheduling_policies.register("mars")
 class Mars(BasePolicy):
-    """The KV pool belongs to the oldest sessions that fit in it together (``Residency``).
+    """The KV pool belongs to the first sessions that fit in it together (``Residency``):
+    by arrival, short kinds before long ones.
 
     Turns of other sessions wait, before they start, until it is theirs: what thrashes
     elsewhere is paused at a turn boundary here. ``rank = (decoding: 0, may start: 1,
@@ -25,13 +26,13 @@ class Mars(BasePolicy):
     go before cold starts, and as a deadline never moves nobody waits for ever.
 
     Free cached blocks leave in reverse: idle sessions no longer kept, the longest idle
-    first; then kept ones, the youngest first; then those whose turn waits. An idle session
+    first; then kept ones, the last in place first; then those whose turn waits. An idle session
     is kept while its recompute seconds outweigh what its memory would speed up.
 
     Ours, built on 2604.26963; directions in DESIGN section 5. The constants are chosen by
     simulation, see ``ResidencyRules``.
 
-    Ignores: how many turns a session still has, tool times, the host tier.
+    Ignores: what a session has done so far, tool times, the host tier.
     """
 
     evicts_by_value = True
@@ -71,14 +72,14 @@ class Mars(BasePolicy):
     def retention_value(self, session: Session, load: Load, now: float) -> float:
         """An order, not seconds: the larger, the later its free blocks are given away."""
         if session.num_open_turns > 0:
-            return _OPEN - session.arrival_time
+            return _OPEN - self.residency.place(session)
         if session.session_id in self.residency.kept:
-            return _KEPT - session.arrival_time
+            return _KEPT - self.residency.place(session)
         return -idle_s(session, now)
 
     def on_submit(self, turn: Turn, now: float) -> None:
         if turn.session.policy_state is None:
-            turn.session.policy_state = Share()
+            turn.session.policy_state = Share(first_tokens=turn.num_prompt_tokens)
         self.residency.returned(turn.session)
 
     def on_service(self, turn: Turn, num_tokens: int, now: float) -> None:

@@ -49,7 +49,7 @@ class Shortest(BaseToolPolicy):
         max_lead_s: float = 1200.0,
         max_wait_s: float = 600.0,
         attained_share: float = 0.5,
-        overcommit: float = 1.0,
+        overcommit: float = 2.0,
         estimator: DurationEstimator | None = None,
     ) -> None:
         bounds = {"stretch": stretch, "max_lead_s": max_lead_s, "max_wait_s": max_wait_s}

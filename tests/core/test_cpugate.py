@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many sessions the CPUs let in; the thresholds are those of the module."""
+
+import math
+
+import pytest
+
+from mars.core.cpugate import CPU_BUSY, CPU_SWAMPED, CpuGate
+from mars.core.model import Load
+
+
+def load(backlog: float | None) -> Load:
+    queued = None if backlog is None else int(backlog * 4) - 4
+    running = None if backlog is None else 4
+    return Load(0.0, tool_slots=4, tools_running=running, tools_queued=queued)
+
+
+def settled(backlog: float) -> CpuGate:
+    gate = CpuGate(pace_s=30.0)
+    for i in range(200):
+        gate.update(load(backlog), float(i))
+    return gate
+
+
+@pytest.mark.parametrize(
+    ("backlog", "room"),
+    [(1.0, math.inf), (CPU_BUSY + 0.5, 1), (CPU_SWAMPED + 1.0, 0)],
+)
+def test_the_more_tools_wait_the_fewer_sessions_come(backlog: float, room: float) -> None:
+    gate = settled(backlog)
+    assert gate.room(200.0) == room
+    assert gate.is_closed == (room == 0)
+
+
+def test_while_busy_one_session_a_pace() -> None:
+    gate = settled(CPU_BUSY + 0.5)
+    gate.admitted(200.0)
+    assert gate.room(229.0) == 0
+    assert gate.room(231.0) == 1
+
+
+def test_a_pool_that_fell_silent_is_swamped_and_no_pool_is_not() -> None:
+    gate = settled(1.0)
+    gate.update(load(None), 201.0)
+    assert gate.room(201.0) == 0
+    never = CpuGate(pace_s=30.0)
+    never.update(load(None), 0.0)
+    assert never.room(0.0) == math.inf
