@@ -21,15 +21,26 @@ from mars.bench.plots import STYLE, WIDTH_INCHES
 COLOURS = (
     "#000000",
     "#0072b2",
-    "#d55e00",
     "#009e73",
     "#cc79a7",
     "#e69f00",
     "#56b4e9",
     "#8c6d31",
     "#7f7f7f",
+    "#882255",
+    "#117733",
+    "#b2b2d8",
 )
-MARKS = "osD^vP*Xd"
+OURS = "#d55e00"
+"""The contender that the experiment is about; nobody else has this colour."""
+MARKS = "osD^vP*XdpH"
+
+
+def colour_of(contender: str, contenders: Sequence[str], ours: str | None) -> str:
+    """A contender's colour, the same in all figures of an experiment."""
+    if contender == ours:
+        return OURS
+    return COLOURS[contenders.index(contender) % len(COLOURS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,7 @@ ALPHAS = Drawing(
 )
 
 
-def draw_alphas(chosen: Sequence[Point]) -> Figure:
+def draw_alphas(chosen: Sequence[Point], ours: str | None = None) -> Figure:
     """Goodput at each bar of everyone at each of the given points, a panel per point."""
     contenders = list(dict.fromkeys(e.contender for p in chosen for e in p.entries))
     rows = max(len(p.shown) for p in chosen)
@@ -81,13 +92,13 @@ def draw_alphas(chosen: Sequence[Point]) -> Figure:
         grid = figure.subplots(1, len(chosen), squeeze=False)
         for axis, point in zip(grid[0], chosen, strict=True):
             axis.set_title(f"{point.machine}, {point.rate_per_s:g}/s")
-            _alpha_bars(axis, point, contenders)
+            _alpha_bars(axis, point, contenders, ours)
     return figure
 
 
-def _alpha_bars(axis: Any, point: Point, contenders: list[str]) -> None:
+def _alpha_bars(axis: Any, point: Point, contenders: list[str], ours: str | None) -> None:
     for row, entry in enumerate(point.shown):
-        colour = COLOURS[contenders.index(entry.contender) % len(COLOURS)]
+        colour = colour_of(entry.contender, contenders, ours)
         # The strictest bar in front: what it counts is part of the others.
         for measure, alpha in zip(reversed(ALPHAS.measures), (0.3, 0.6, 1.0), strict=True):
             value = entry.mean(measure)
@@ -95,17 +106,23 @@ def _alpha_bars(axis: Any, point: Point, contenders: list[str]) -> None:
                 axis.barh(row, value, color=colour, alpha=alpha, height=0.7)
     axis.set_yticks(range(len(point.shown)), [e.label for e in point.shown])
     axis.invert_yaxis()
-    axis.set_xlabel("sessions an hour within 2 (dark), 3 and 5 (light) times the time alone")
+    axis.set_xlabel("sessions an hour; dark: within 2x, light: 5x")
     axis.grid(visible=False, axis="y")
 
 
-def draw(drawing: Drawing, points: Sequence[Point], knees_per_s: Mapping[str, float]) -> Figure:
+def draw(
+    drawing: Drawing,
+    points: Sequence[Point],
+    knees_per_s: Mapping[str, float],
+    ours: str | None = None,
+) -> Figure:
     """The figure, with a row of panels per machine.
 
     Args:
         drawing: what is shown.
         points: all points.
         knees_per_s: load at the knee, by machine, where it is known.
+        ours: label of the contender in front.
     """
     machines = list(dict.fromkeys(p.machine for p in points))
     contenders = list(dict.fromkeys(e.contender for p in points for e in p.entries))
@@ -123,20 +140,22 @@ def draw(drawing: Drawing, points: Sequence[Point], knees_per_s: Mapping[str, fl
                 axis = grid[row, column]
                 axis.set_title(f"{machine}: {MEASURES[measure].label}")
                 if is_sweep:
-                    _lines(axis, here, contenders, measure)
+                    _lines(axis, here, contenders, measure, ours)
                     if machine in knees_per_s:
                         axis.axvline(knees_per_s[machine], color="#d55e00", lw=0.8, ls=":")
                 else:
-                    _bars(axis, here[0], contenders, measure)
+                    _bars(axis, here[0], contenders, measure, ours)
         if is_sweep:
             handles, labels = grid[0, 0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
 
 
-def _lines(axis: Any, points: Sequence[Point], contenders: list[str], measure: str) -> None:
+def _lines(
+    axis: Any, points: Sequence[Point], contenders: list[str], measure: str, ours: str | None
+) -> None:
     for index, contender in enumerate(contenders):
-        colour = COLOURS[index % len(COLOURS)]
+        colour = colour_of(contender, contenders, ours)
         own = [(p.rate_per_s, p.own(contender)) for p in points]
         capped = [(p.rate_per_s, p.best_cap(contender)) for p in points]
         _line(axis, own, measure, contender, color=colour, marker=MARKS[index % len(MARKS)])
@@ -157,20 +176,21 @@ def _line(
     if not drawn:
         return
     xs = [x for x, _ in drawn]
-    axis.plot(xs, [i.estimate for _, i in drawn], label=label, lw=1.4, markersize=3.5, **look)
+    width = 2.4 if look["color"] == OURS else 1.2
+    axis.plot(xs, [i.estimate for _, i in drawn], label=label, lw=width, markersize=3.5, **look)
     bounded = [(x, i.low, i.high) for x, i in drawn if i.low is not None and i.high is not None]
     if bounded and "linestyle" not in look:
         xs, low, high = zip(*bounded, strict=True)
         axis.fill_between(xs, low, high, color=look["color"], alpha=0.1, lw=0)
 
 
-def _bars(axis: Any, point: Point, contenders: list[str], measure: str) -> None:
+def _bars(axis: Any, point: Point, contenders: list[str], measure: str, ours: str | None) -> None:
     shown = point.shown
     for row, entry in enumerate(shown):
         found = entry.interval(measure)
         if found is None:
             continue
-        colour = COLOURS[contenders.index(entry.contender) % len(COLOURS)]
+        colour = colour_of(entry.contender, contenders, ours)
         alpha = 1.0 if entry.cap is None else 0.45
         axis.barh(row, found.estimate, color=colour, alpha=alpha)
         if found.low is not None and found.high is not None:

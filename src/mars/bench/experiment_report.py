@@ -64,9 +64,7 @@ def write_report(folder: Path, about: About, records: Iterable[CellRecord]) -> l
     for name, _, _, figure in drawn:
         figure.savefig(folder / f"{name}.png", dpi=110)
     (folder / "report.md").write_text(markdown(about, lead, tables, drawn), encoding="utf-8")
-    (folder / "report.json").write_text(
-        json.dumps(_tree(about, found, held_to), indent=1) + "\n", encoding="utf-8"
-    )
+    (folder / "report.json").write_text(_compact(_tree(about, found, held_to)), encoding="utf-8")
     (folder / "report.html").write_text(page(about, lead, tables, drawn), encoding="utf-8")
     return found
 
@@ -183,6 +181,7 @@ def figures(about: About, found: Sequence[Point]) -> list[Drawn]:
     """All figures, each with its name, heading and caption."""
     from mars.bench import experiment_plots as draw
 
+    ours = about.experiment.ours
     knees: dict[str, Point] = {}
     for box in about.experiment.machines:
         here = [p for p in found if p.machine == box.label]
@@ -191,12 +190,16 @@ def figures(about: About, found: Sequence[Point]) -> list[Drawn]:
             knees[box.label] = point
     knees_per_s = {name: point.rate_per_s for name, point in knees.items()}
     drawn = [
-        (d.name, d.heading, d.caption, draw.draw(d, found, knees_per_s)) for d in draw.DRAWINGS
+        (d.name, d.heading, d.caption, draw.draw(d, found, knees_per_s, ours))
+        for d in draw.DRAWINGS
     ]
     busiest = {p.machine: p for p in found}
     chosen = [p for p in found if p in knees.values() or p in busiest.values()]
     alphas = draw.ALPHAS
-    return [*drawn, (alphas.name, alphas.heading, alphas.caption, draw.draw_alphas(chosen[:4]))]
+    return [
+        *drawn,
+        (alphas.name, alphas.heading, alphas.caption, draw.draw_alphas(chosen[:4], ours)),
+    ]
 
 
 def markdown(
@@ -204,16 +207,23 @@ def markdown(
 ) -> str:
     """The report as Markdown; figures are files beside it."""
     made = f"`{shlex.join(about.command)}`"
-    parts = [f"# {about.experiment.title}", *lead]
-    parts += [
+    pictures = [
         f"## {heading}\n\n![{heading}]({name}.png)\n\n{caption} Made by {made}"
         for name, heading, caption, _ in drawn
     ]
+    texts: list[str] = []
     for caption, heads, rows in tables:
         lines = [f"## {caption}", "", _row(heads), f"|{'---|' * len(heads)}"]
         lines += [_row(row) for row in rows]
-        parts.append("\n".join(lines) + f"\n\nMade by {made}")
+        texts.append("\n".join(lines) + f"\n\nMade by {made}")
+    first = _num_verdicts(about)
+    parts = [f"# {about.experiment.title}", *lead, *texts[:first], *pictures, *texts[first:]]
     return "\n\n".join(parts) + "\n"
+
+
+def _num_verdicts(about: About) -> int:
+    """Tables that stand before the figures: targets, where there are any, and the bound."""
+    return 1 if about.experiment.ours is None else 2
 
 
 def page(about: About, lead: Sequence[str], tables: Sequence[Table], drawn: Sequence[Drawn]) -> str:
@@ -223,11 +233,16 @@ def page(about: About, lead: Sequence[str], tables: Sequence[Table], drawn: Sequ
     made = f"<figcaption>Made by <code>{_text(shlex.join(about.command))}</code></figcaption>"
     parts = [f"<h1>{_text(about.experiment.title)}</h1>"]
     parts += [f'<p class="lead">{_text(text)}</p>' for text in lead]
+    pictures: list[str] = []
     for _, heading, text, figure in drawn:
         caption = f"<figcaption>{_text(text)}</figcaption>{made}"
-        parts.append(f"<h2>{_text(heading)}</h2><figure>{plots.svg(figure)}{caption}</figure>")
-    for caption, heads, rows in tables:
-        parts.append(f"<h2>{_text(caption)}</h2>{_html_table(heads, rows)}{made}")
+        pictures.append(f"<h2>{_text(heading)}</h2><figure>{plots.svg(figure)}{caption}</figure>")
+    texts = [
+        f"<h2>{_text(caption)}</h2>{_html_table(heads, rows)}{made}"
+        for caption, heads, rows in tables
+    ]
+    first = _num_verdicts(about)
+    parts += [*texts[:first], *pictures, *texts[first:]]
     tree = json.dumps(msgspec.to_builtins(about.experiment), indent=1)
     parts.append(f"<h2>The experiment</h2><pre>{_text(tree)}</pre>")
     return (
@@ -277,6 +292,29 @@ def _tree(about: About, found: Sequence[Point], held_to: Sequence[Target]) -> di
     }
 
 
+def _compact(tree: dict[str, Any]) -> str:
+    """JSON with one entry of a point a line, numbers to six digits."""
+    tree = _short(tree)
+    points = tree.pop("points")
+    head = json.dumps(tree, indent=1)[:-2]
+    blocks: list[str] = []
+    for point in points:
+        entries = point.pop("entries")
+        lines = ",\n".join("   " + json.dumps(entry) for entry in entries)
+        blocks.append(f'  {json.dumps(point)[:-1]}, "entries": [\n{lines}\n  ]}}')
+    return f'{head},\n "points": [\n' + ",\n".join(blocks) + "\n ]\n}\n"
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return value
+
+
 def _entry_tree(entry: Entry) -> dict[str, Any]:
     return {
         "contender": entry.contender,
@@ -297,7 +335,8 @@ def _all_bounds(intervals: dict[str, Interval]) -> dict[str, Any]:
 
 
 def _bounds(found: Interval | None) -> Any:
-    return None if found is None else msgspec.to_builtins(found)
+    """Estimate, low and high."""
+    return None if found is None else [found.estimate, found.low, found.high]
 
 
 def _value(entry: Entry, name: str) -> str:
