@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conformance.abstract_gate import AbstractGate, Visit
+from conformance.abstract_gate import TICK_S, AbstractGate, Visit
 from conformance.strategies import loads, sessions
 from mars.core.model import ActiveSet, HeldSession, Load
 from mars.core.policy import admission_policies
@@ -56,6 +56,30 @@ def test_waiting_is_bounded_while_small_ones_keep_coming(name):
     ahead = gate.order.index("large")
     # Nobody who came more than 2,400 s (1,200 arrivals) after it goes first.
     assert ahead <= 50 + 1200
+
+
+def claim_s(name: str) -> float:
+    """The bound on overtaking that a policy claims, or the one that all must keep."""
+    return min(2400.0, admission_policies.create(name).overtaking_s)
+
+
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 2**20), rate=st.sampled_from([0.05, 0.3, 2.0]), large=st.booleans())
+def test_nobody_is_overtaken_by_who_came_later_than_claimed(name, seed, rate, large):
+    crowd = visits(rate, count=80, seed=seed)
+    if large:
+        middle = crowd[20].arrival_s
+        crowd.append(Visit("large", middle, 100.0, 150_000, 10_000))
+    gate = AbstractGate(admission_policies.create(name))
+    gate.run(sorted(crowd, key=lambda v: v.arrival_s), until_s=3_000.0)
+    arrived = {v.session_id: v.arrival_s for v in crowd}
+    bound_s = claim_s(name)
+    # Backwards: the earliest arrival among all that were admitted after one.
+    earliest_s = math.inf
+    for session_id in reversed([*gate.order, *(h.session.session_id for h in gate.held)]):
+        arrival_s = arrived[session_id]
+        assert arrival_s - earliest_s <= bound_s + TICK_S, session_id
+        earliest_s = min(earliest_s, arrival_s)
 
 
 def test_low_load_costs_nothing(name):

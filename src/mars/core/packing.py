@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from itertools import pairwise
 
 from mars.core.model import ActiveSet, HeldSession, Load
 
@@ -23,7 +24,10 @@ class PackingMode(StrEnum):
 
 def in_arrival_order(held: Iterable[HeldSession]) -> list[HeldSession]:
     """First held first; ties by session id, so that the order never depends on the caller."""
-    return sorted(held, key=lambda h: (h.held_since, h.session.session_id))
+    queue = list(held)
+    if all(a.held_since < b.held_since for a, b in pairwise(queue)):
+        return queue  # as a queue is kept; a sort would make ten thousand keys for nothing
+    return sorted(queue, key=lambda h: (h.held_since, h.session.session_id))
 
 
 def ordered(
@@ -58,7 +62,7 @@ def fitting(
     """
     chosen: list[HeldSession] = []
     for session in queue:
-        if len(chosen) >= slots:
+        if len(chosen) >= slots or budget < 0.0:
             break
         need = size(session)
         if need <= budget:

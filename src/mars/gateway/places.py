@@ -61,7 +61,7 @@ class Places:
         return len(self._places)
 
     def __iter__(self) -> Iterator[Place]:
-        return iter(list(self._places.values()))
+        return iter(self._places.values())
 
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._places

@@ -50,15 +50,14 @@ class ThunderAgent(BaseAdmission):
     ) -> list[str]:
         queue = in_arrival_order(held)
         late = [h for h in queue if now - h.held_since > self.force_s]
-        queue.sort(key=_kind)
         if not self.projection.saw(load):
             chosen = queue[: max(0, NUM_BLIND - len(active))]
         elif not len(active):
-            chosen = queue[:1]
+            chosen = [min(queue, key=_kind)] if queue else []
         elif len(queue) == 1 or now - self._resumed_at >= self.interval_s:
             self._resumed_at = now
             chosen = fitting(
-                queue,
+                sorted(queue, key=_kind),
                 budget=self.projection.pool_tokens - self._used(active),
                 slots=math.inf,
                 size=lambda h: h.num_prompt_tokens + PER_SESSION_TOKENS,
@@ -66,7 +65,8 @@ class ThunderAgent(BaseAdmission):
             )
         else:
             chosen = []
-        chosen = late + [h for h in chosen if h not in late]
+        names = {h.session.session_id for h in late}
+        chosen = [*late, *(h for h in chosen if h.session.session_id not in names)]
         for h in chosen:
             self.projection.admitted(h)
         return [h.session.session_id for h in chosen]
