@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -84,3 +86,30 @@ def test_an_engine_may_come_later(background: Callable[..., Background], free_po
 def test_a_url_without_scheme_is_refused(mars: Run):
     ran = mars("gateway", "--engine", "gpu-box:8000")
     assert "engine_url 'gpu-box:8000' must begin with http://" in ran.stderr
+
+
+def test_a_hang_up_reads_the_file_again_and_flags_still_win(
+    background: Callable[..., Background], engine_url: str, tmp_path: Path
+):
+    path = tmp_path / "mars.toml"
+    path.write_text("[gateway]\nmax_body_bytes = 100\n")
+    gateway = background(
+        *("gateway", "--config", str(path), "--engine", engine_url, "--port", "0"),
+        *("--admission", "none", "--set", "telemetry.log_format=json"),
+    )
+    url = gateway.says("MARS serves").split()[2]
+    assert httpx2.post(f"{url}/completions", content=b" " * 50).status_code == 400
+    path.write_text("[gateway]\nmax_body_bytes = 10\nadmission = 'cap:1'\nport = 1\n")
+    gateway.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "settings reloaded" in gateway.err.read_text())
+    (line,) = [line for line in gateway.err.read_text().splitlines() if "reloaded" in line]
+    told = json.loads(line)
+    assert told["changed"] == ["gateway.max_body_bytes"]  # the others were given as flags
+    assert told["needs_restart"] == []
+    assert httpx2.post(f"{url}/completions", content=b" " * 50).status_code == 413
+
+
+def test_another_address_needs_an_admin_key(mars: Run):
+    ran = mars("gateway", "--host", "0.0.0.0", "--port", "0", "--admission", "none")
+    assert ran.returncode == 1
+    assert "set gateway.admin_key" in ran.stderr
