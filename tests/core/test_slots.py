@@ -38,6 +38,13 @@ def test_nothing_is_moved_before_something_is_known_or_where_it_is_off() -> None
     assert eager.slots(Load(sampled_at=0.0)) is None
 
 
+def test_fewer_slots_than_cores_stay_as_they_are_configured() -> None:
+    demand = CoreDemand(4.0)
+    demand.observe(used(0.1))
+    assert demand.slots(Load(sampled_at=0.0, cpu_cores=4, tool_slots=3)) is None
+    assert demand.slots(Load(sampled_at=0.0, cpu_cores=4, tool_slots=4)) == 16
+
+
 def test_memory_bounds_what_starts() -> None:
     demand = CoreDemand(8.0)
     demand.observe(used(0.1, peak_bytes=1 << 30))

@@ -42,7 +42,12 @@ class CoreDemand:
         self._peak_bytes = max(float(call.peak_bytes), _MEMORY * self._peak_bytes)
 
     def slots(self, load: Load) -> int | None:
-        """Tools that may run at once, or None for the configured number."""
+        """Tools that may run at once, or None for the configured number.
+
+        Fewer slots than cores are somebody's wish, and stay.
+        """
+        if load.tool_slots and load.cpu_cores and load.tool_slots < load.cpu_cores:
+            return None
         if self.overcommit <= 1.0 or not load.cpu_cores or self._wall_s < _MIN_SECONDS:
             return None
         most = self.overcommit * load.cpu_cores
