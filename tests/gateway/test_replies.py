@@ -128,3 +128,12 @@ def test_an_endless_line_is_not_collected() -> None:
     for _ in range(40):
         reader.feed(b"x" * 100_000)
     assert len(reader._rest) <= 2**20
+
+
+def test_a_call_that_ends_the_task_runs_nothing() -> None:
+    reader = ReplyReader(is_stream=False)
+    calls = [{"id": i, "function": {"name": name}} for i, name in (("a", "bash"), ("b", "finish"))]
+    reader.feed(msgspec.json.encode({"choices": [{"message": {"tool_calls": calls}}]}))
+    reader.finish()
+    assert [tool.tool_name for tool in reader.tools] == ["bash", "finish"]
+    assert [tool.tool_name for tool in reader.running_tools] == ["bash"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from mars.core import events as ev
 from mars.gateway.replies import CalledTool
-from mars.gateway.toolwatch import ToolWatch
+from mars.gateway.toolwatch import BELIEVED_S, ToolWatch
 from tests.gateway.conftest import Site
 from tests.gateway.test_app import post_events, tool_events
 
@@ -96,3 +96,13 @@ async def test_a_report_after_the_inference_leaves_one_tool_in_sight(site: Site)
     assert (active["phase"], active["tool_name"]) == ("tool", "pytest")
     await post_events(site, [finished])
     assert (await site.state())["active"][0]["phase"] == "idle"
+
+
+def test_calls_that_nobody_ends_do_not_run_for_ever() -> None:
+    seen = Watched()
+    seen.watch.replied("gone", [BASH])
+    seen.now += BELIEVED_S - 1.0
+    seen.watch.replied("here", [EDIT])
+    assert seen.watch.num_running == 2
+    seen.now += 2.0
+    assert seen.watch.num_running == 1

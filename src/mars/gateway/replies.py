@@ -18,6 +18,8 @@ MAX_BODY_BYTES = 8 * 2**20
 """Of a reply that is not streamed; a longer one is not looked into."""
 MAX_LINE_BYTES = 2**20
 MAX_TEXT_CHARS = 2**20
+LAST_WORDS = frozenset({"finish", "final_answer", "submit", "attempt_completion"})
+"""Calls by which a model says that its task is done (OpenHands, smolagents, SWE-agent, Cline)."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -48,6 +50,11 @@ class ReplyReader:
     def tools(self) -> list[CalledTool]:
         """Tool calls in the order in which they came."""
         return list(self._tools.values())
+
+    @property
+    def running_tools(self) -> list[CalledTool]:
+        """Those of them that run something: no request ever brings the result of the rest."""
+        return [tool for tool in self.tools if tool.tool_name not in LAST_WORDS]
 
     @property
     def has_tools(self) -> bool:

@@ -155,14 +155,14 @@ class TurnWatch:
             return
         reader.finish()
         self._turns.echo.remember(self.session_id, reader)
-        if reader.tools:
+        if reader.running_tools:
             bears_s = self._patience.silent_s
             if not reader.is_stream:  # its client has heard nothing since it asked
                 bears_s -= self._turns.clock() - self._arrived_at
             wait_s = min(self._turns.admission.config.tool_hold_s, bears_s)
             self._queued_s = await self._turns.hold.pass_on(
                 self.session,
-                reader.tools,
+                reader.running_tools,
                 wait_s,
                 is_kept=self._kept is not None and self._num_kept_bytes <= MAX_KEPT_BYTES,
             )
@@ -180,7 +180,7 @@ class TurnWatch:
             return
         tools: list[CalledTool] = []
         if self._reader is not None and outcome == "stop":
-            tools = self._reader.tools
+            tools = self._reader.running_tools
         reason = self._end_reason(outcome, has_tools=bool(tools))
         if tools and reason is None:
             turns.tools.replied(self.session_id, tools, self._queued_s)
