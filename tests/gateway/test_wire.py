@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from mars.config import GatewayConfig, MarsConfig
+from mars.core.policy import BaseAdmission
 from mars.gateway import build_app, listen, make_server
 from mars.gateway.wire import on_h11, protocol_with
 from mars.testing.engine import FakeEngine, serve
@@ -98,3 +99,23 @@ async def test_unknown_paths_say_so(site: Site, method: str, path: str, status: 
             error = (await response.json())["error"]
             assert error["code"] == status
             assert path in error["message"]
+
+
+class Broken(BaseAdmission):
+    """A policy with a defect."""
+
+    def admit(self, *asked: Any) -> list[str]:
+        raise RuntimeError("a secret of ours")
+
+
+async def test_a_defect_is_a_500_in_the_envelope_and_is_counted() -> None:
+    async with make_site(policy=Broken()) as site:
+        async with site.client.post(f"{site.url}/v1/completions", json={}) as response:
+            assert response.status == 500
+            assert (await response.json())["error"]["message"] == (
+                "the gateway failed; its log says why"
+            )
+        async with site.client.get(f"{site.url}/metrics") as response:
+            assert 'status="500"} 1.0' in await response.text()
+        async with site.client.get(f"{site.url}/v1/models") as response:
+            assert response.status == 200

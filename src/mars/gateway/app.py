@@ -294,7 +294,11 @@ def build_app(
     app = Starlette(
         routes=routes,
         lifespan=gateway.lifespan,
-        exception_handlers={ApiError: _on_error, HTTPException: _on_http_error},
+        exception_handlers={
+            ApiError: _on_error,
+            HTTPException: _on_http_error,
+            Exception: _on_defect,
+        },
         middleware=[Middleware(HeadLimit, limit=lambda: gateway.config.max_header_bytes)],
     )
     app.state.gateway = gateway
@@ -310,6 +314,11 @@ def _on_error(request: Request, error: Exception) -> Response:
     return Response(
         error.body(), error.status, headers=error.headers, media_type="application/json"
     )
+
+
+def _on_defect(request: Request, error: Exception) -> Response:
+    """What nobody expected; the server logs it, the client learns nothing of it."""
+    return _on_error(request, ApiError(500, "the gateway failed; its log says why"))
 
 
 def _on_http_error(request: Request, error: Exception) -> Response:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -165,9 +164,12 @@ class Proxy:
             await asyncio.wait((serving, leaving), return_when=asyncio.FIRST_COMPLETED)
         finally:
             leaving.cancel()
-            serving.cancel()  # harmless when done; otherwise the client has gone
-            with suppress(asyncio.CancelledError):
-                await serving
+            if not serving.done():  # the client has gone
+                serving.cancel()
+                await asyncio.wait((serving,))
+        if not serving.cancelled() and (defect := serving.exception()) is not None:
+            self._answered(500, tenant)
+            raise defect
         if reply.status:
             self._answered(reply.status, tenant)
 
