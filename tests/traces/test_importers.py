@@ -34,6 +34,7 @@ FILES = {
     "tracelab.jsonl": "tracelab",
     "aiperf.jsonl": "aiperf",
     "mas_task.jsonl": "mas_task",
+    "miniswe.jsonl.xz": "miniswe",
 }
 
 
@@ -177,6 +178,23 @@ def test_aiperf_rows_accumulate() -> None:
     assert common_prefix_tokens(said, prompt_segments(a, 1)) == 1280
 
 
+def test_miniswe_prompts_share_what_their_text_shares() -> None:
+    one, other = read_fixture("miniswe.jsonl.xz")
+    assert one.arrival_s == 0.0 < other.arrival_s
+    assert [len(one.turns), len(other.turns)] == [4, 4]
+    assert all(turn.text and turn.output_tokens == round(len(turn.text) / 4) for turn in one.turns)
+    # Each prompt goes on from the one before it, but for what is left of a block of 16.
+    for before, after in zip(one.turns, one.turns[1:], strict=False):
+        assert after.prompt_tokens > before.prompt_tokens
+    shared = common_prefix_tokens(prompt_segments(one, 0), prompt_segments(one, 1))
+    assert 0 <= one.turns[0].prompt_tokens - shared <= 16
+    fast, *_ = read_any(FIXTURES / "miniswe.jsonl.xz", s_per_token=0.0)
+    assert fast.turns[0].tools[0].duration_s > one.turns[0].tools[0].duration_s >= 0.0
+    assert not one.turns[-1].tools
+    with pytest.raises(TraceError, match="not positive"):
+        list(read_any(FIXTURES / "miniswe.jsonl.xz", chars_per_token=0.0))
+
+
 def test_tasks_are_accepted_and_refused_where_turns_are_needed() -> None:
     task, replayable = read_fixture("mas_task.jsonl")
     assert task.session_id == "r-1"
@@ -206,6 +224,7 @@ BROKEN = [
     ),
     ("tracelab.jsonl", '"timestamp":"', '"timestamp":"x', "timing_events[0].timestamp"),
     ("aiperf.jsonl", '"input_length": 1200', '"input_length": 1.5', "input_length"),
+    ("miniswe.jsonl.xz", '"timestamp": ', '"timestamp": "x", "was": ', "timestamp"),
     ("mas_task.jsonl", '"payload": {', '"payload": 1, "was": {', "payload"),
     ("mas_task.jsonl", '"path": "p', '"path": "../p', "workspace_init[0].path"),
 ]

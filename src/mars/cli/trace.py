@@ -51,7 +51,7 @@ def convert(
 ) -> None:
     """Read a recording in any known form and write it as a trace.
 
-    Forms: mars, weka, thunderagent, mooncake, azure, tracelab, aiperf, mas_task.
+    Forms: mars, weka, thunderagent, mooncake, azure, tracelab, aiperf, mas_task, miniswe.
 
     Parameters
     ----------

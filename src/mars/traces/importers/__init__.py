@@ -16,6 +16,7 @@ from mars.traces.errors import TraceError
 from mars.traces.importers.aiperf import read_aiperf
 from mars.traces.importers.azure import read_azure
 from mars.traces.importers.mas_task import read_mas_task
+from mars.traces.importers.miniswe import read_miniswe
 from mars.traces.importers.mooncake import read_mooncake
 from mars.traces.importers.thunderagent import read_thunderagent
 from mars.traces.importers.tracelab import read_tracelab
@@ -32,6 +33,7 @@ FORMATS: dict[str, Callable[..., Iterator[TraceSession]]] = {
     "tracelab": read_tracelab,
     "aiperf": read_aiperf,
     "mas_task": read_mas_task,
+    "miniswe": read_miniswe,
 }
 
 
@@ -91,5 +93,6 @@ def _detect_row(row: dict[str, Any]) -> str | None:
         ("tracelab", keys >= {"round_index", "input_tokens_total"}),
         ("aiperf", "input_length" in keys and bool(keys & {"session_id", "delay"})),
         ("mooncake", "input_length" in keys),
+        ("miniswe", keys >= {"timestamp", "session_id", "input", "output"}),
     )
     return next((name for name, fits in marks if fits), None)
