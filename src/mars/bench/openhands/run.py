@@ -136,6 +136,8 @@ class Deployment:
             *("--set", f"engine.scripts={scripts.resolve()}"),
             *("--set", f"tools.socket={self._tools(folder)}"),
             *("--set", f"tools.policy={contestant.tool_policy}"),
+            # Tools queue for slots, under every policy alike: nothing else holds them up.
+            *("--set", "gateway.hold_tool_replies=off"),
         )
         arguments = [*flags, *serve_arguments(self.experiment, contestant, folder, self.port)]
         return Server(arguments, f"http://127.0.0.1:{self.port}", folder / "serve.log")
