@@ -30,3 +30,10 @@ def test_without_order_the_one_who_came_first_is_first():
     policy = ablations.WithoutOrder()
     assert policy.rank(long, 7.0) < policy.rank(short, 7.0)
     assert Mars().rank(short, 7.0) < Mars().rank(long, 7.0)
+
+
+def test_without_kinds_memory_goes_by_arrival():
+    whole, part = Mars().residency, ablations.WithoutKinds().residency
+    session = Session("s", arrival_time=5.0)
+    assert part.place(session) == 5.0
+    assert whole.place(session) > 5.0

@@ -6,6 +6,8 @@ from __future__ import annotations
 from mars.core.model import Turn
 from mars.core.policies.mars import Mars
 from mars.core.policy import Rank
+from mars.core.residency import ResidencyRules
+from mars.core.retention import PrefillCost
 
 
 class WithoutValueEviction(Mars):
@@ -36,3 +38,15 @@ class WithoutOrder(Mars):
 
     def rank(self, turn: Turn, now: float) -> Rank:
         return (turn.arrival_time,)
+
+
+class WithoutKinds(Mars):
+    """Sessions have memory in the order in which they arrive, whatever their kind.
+
+    The admission's half is its option ``most_lead_s = 0``.
+    """
+
+    name = "mars-without-kinds"
+
+    def __init__(self, *, cost: PrefillCost | None = None) -> None:
+        super().__init__(cost=cost, rules=ResidencyRules(most_lead_s=0.0))
