@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -289,6 +290,27 @@ async def test_light_sessions_are_served_beside_every_kind_of_hog(runner: ToolRu
         results = await asyncio.gather(*running, *light)
     assert all(r.is_timed_out for r in results[: len(hogs)])
     assert [r.stdout for r in results[len(hogs) :]] == [f"{i}\n".encode() for i in range(20)]
+
+
+@pytest.mark.parametrize("policy", ["fifo", "shortest"])
+async def test_an_agent_that_never_ends_leaves_room_for_others(
+    policy: str, runner: ToolRunner
+) -> None:
+    async with ToolPool(1, policy, runner=runner) as pool:
+
+        async def loop_for_ever(session_id: str) -> None:
+            for number in itertools.count():
+                call = shell("true", session_id=session_id, tool_call_id=f"{session_id}-{number}")
+                await pool.run(call)
+
+        endless = [asyncio.create_task(loop_for_ever(f"endless-{i}")) for i in range(3)]
+        for number in range(3):
+            call = shell("echo ok", session_id="light", tool_call_id=f"light-{number}")
+            assert (await pool.run(call)).stdout == b"ok\n"
+        assert not any(task.done() for task in endless)
+        for task in endless:
+            task.cancel()
+        await asyncio.gather(*endless, return_exceptions=True)
 
 
 def test_bad_settings_are_named() -> None:
