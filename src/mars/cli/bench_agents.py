@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 
 from rich.console import Console
@@ -68,6 +69,7 @@ def agents(
         port=port,
         say=lambda line: console.print(line, highlight=False),
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing behind then, too
     asyncio.run(trial.run())
     for name, reason in missing.items():
         console.print(f"left out: {CLIENTS[name].title} ({reason})", style="yellow")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,4 +112,5 @@ def openhands(
         port=port or free_port(),
         console=console,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing behind then, too
     asyncio.run(deployment.run())
