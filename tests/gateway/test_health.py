@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from mars.core.policy import BaseAdmission
 from mars.testing.engine import FakeEngine
 from tests.gateway.conftest import Site, make_site
 
@@ -55,6 +57,23 @@ async def test_not_ready_while_telemetry_is_stale() -> None:
         assert await health(site) == 200  # which is about the engine
         site.engine.resume()
         assert (await running)[0] == 200
+
+
+class Broken(BaseAdmission):
+    """A policy with a defect."""
+
+    def on_tick(self, *asked: Any) -> None:
+        raise RuntimeError
+
+
+async def test_not_ready_once_a_part_died() -> None:
+    async with make_site(policy=Broken()) as site:
+        assert (await site.chat("s"))[0] == 200
+        if running := [t for t in asyncio.all_tasks() if t.get_name() == "admission control"]:
+            await asyncio.wait(running)
+        status, answer = await ready(site)
+        assert status == 503
+        assert answer["reasons"] == ["admission control died, see the log; restart the gateway"]
 
 
 async def test_a_drain_sends_new_sessions_away_and_lets_active_ones_go_on() -> None:

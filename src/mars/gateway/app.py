@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import aiohttp
@@ -108,6 +108,8 @@ class Gateway:
             self.turns.echo.recall(self.hub.past.calls)
         self._host = HostSampler(self._tools)
         self._alarms: list[str] = []
+        self.defects: list[str] = []
+        """Parts that died of a defect; only a restart brings them back."""
 
     @property
     def config(self) -> GatewayConfig:
@@ -137,15 +139,15 @@ class Gateway:
         self.hub.start()
         self.proxy.client = engine_client(self.config)
         tasks = [
-            asyncio.create_task(self._control()),
-            asyncio.create_task(self._every(HOST_INTERVAL_S, self._sample_host)),
-            asyncio.create_task(self._every(FORGET_INTERVAL_S, self._forget_strangers)),
-            asyncio.create_task(self._learn_model_name()),
+            self._begin("admission control", self._control()),
+            self._begin("host sampling", self._every(HOST_INTERVAL_S, self._sample_host)),
+            self._begin("forgetting", self._every(FORGET_INTERVAL_S, self._forget_strangers)),
+            self._begin("model name", self._learn_model_name()),
         ]
         if not self.hub.has_engine_events:
-            tasks.append(asyncio.create_task(self._scrape_engine()))
+            tasks.append(self._begin("engine sampling", self._scrape_engine()))
         if self.tracing is not None:
-            tasks.append(asyncio.create_task(self.tracing.follow(self.hub.bus.reader())))
+            tasks.append(self._begin("spans", self.tracing.follow(self.hub.bus.reader())))
         try:
             yield
         finally:
@@ -157,6 +159,17 @@ class Gateway:
             await self.hub.stop()
             if self.tracing is not None:
                 await asyncio.to_thread(self.tracing.close)
+
+    def _begin(self, part: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=part)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """A part ended: by a defect, unless it was told to."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.defects.append(task.get_name())
+            _log.error("a part of the gateway died", part=task.get_name(), exc_info=error)
 
     def drain(self) -> None:
         """Turn held sessions away and end event streams; turns in flight finish."""

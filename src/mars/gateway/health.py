@@ -47,7 +47,8 @@ class Health:
         """200 when new sessions are served; else 503 with every reason."""
         gateway = self._gateway
         error = await self._engine_fault()
-        reasons = [] if error is None else [error.message]
+        reasons = [f"{part} died, see the log; restart the gateway" for part in gateway.defects]
+        reasons += [] if error is None else [error.message]
         if gateway.board.is_stale(gateway.clock()):
             reasons += gateway.board.alarms(gateway.clock())
         if gateway.admission.is_draining:
