@@ -26,13 +26,16 @@ TUNABLE = frozenset(
         "gateway.engine_api_key",
         "gateway.engine_wait_s",
         "gateway.hold_budget_s",
+        "gateway.hold_tool_replies",
         "gateway.idle_session_s",
         "gateway.keepalive_s",
         "gateway.keys",
         "gateway.max_body_bytes",
         "gateway.max_header_bytes",
         "gateway.metrics_key",
+        "gateway.stamp_priority",
         "gateway.telemetry_stale_s",
+        "gateway.tool_hold_s",
     }
 )
 """The settings that a reload changes; every other one needs a restart."""
