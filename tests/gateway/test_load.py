@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from mars.core.events import HostSampled
-from mars.gateway.load import WINDOW_S, EngineLoad, LoadBoard
+from mars.core.events import EngineJoined, EngineSampled, EventsDropped, HostSampled
+from mars.gateway.load import WINDOW_S, EngineLoad, Freshness, LoadBoard
 from mars.gateway.samplers import HostSampler, TelemetryError, parse_metrics
 
 SAMPLE = EngineLoad(
@@ -104,6 +104,102 @@ def test_a_tool_pools_own_samples_win_and_its_silence_is_not_zero() -> None:
     made.apply(replace(HOST, time=5.0, tools_running=0), "gateway")
     load = made.load(5.0)
     assert (load.cpu_usage, load.tool_slots, load.tools_running) == (0.5, 4, None)
+
+
+ENGINE = EngineSampled(
+    time=0.0,
+    kv_blocks_total=100,
+    kv_blocks_free=40,
+    kv_blocks_retained=3,
+    block_size=16,
+    num_running=1,
+    num_waiting=2,
+    num_steps=9,
+    busy_s=1.0,
+    computed_tokens=1000,
+    recomputed_tokens=10,
+    prefix_queries_tokens=0,
+    prefix_hits_tokens=0,
+    preemptions=4,
+    shrunk_chunks=0,
+)
+
+
+def test_engine_telemetry_goes_from_missing_to_fresh_to_stale_and_back() -> None:
+    made = board()
+    assert made.engine_state(0.0) is Freshness.MISSING
+    assert made.alarms(0.0) == []  # nobody runs: nothing is due
+    made.apply(replace(ENGINE, time=1.0), "engine")
+    assert made.engine_state(3.0) is Freshness.FRESH
+    assert made.engine_state(3.1) is Freshness.STALE
+    assert made.load(3.1).num_running is None
+    made.apply(replace(ENGINE, time=4.0), "engine")
+    assert made.engine_state(4.0) is Freshness.FRESH
+    assert made.load(4.0).num_running == 1
+    assert made.alarms(4.0) == []
+
+
+def test_a_restarted_engine_is_unknown_until_it_speaks_and_its_counters_begin_anew() -> None:
+    made = board()
+    made.apply(replace(ENGINE, time=1.0), "engine")
+    joined = EngineJoined(time=2.0, instance="x", engine_rank=0, first_seq=1, is_restart=True)
+    made.apply(joined, "gateway")
+    assert made.engine_state(2.0) is Freshness.MISSING
+    assert made.load(2.0).kv_blocks_free is None
+    made.apply(replace(ENGINE, time=2.1, computed_tokens=5000, preemptions=9), "engine")
+    load = made.load(2.1)
+    assert (load.computed_tokens, load.preemptions) == (0, 0)
+
+
+def test_any_counter_that_falls_begins_a_new_window() -> None:
+    made = board()
+    made.apply(replace(ENGINE, time=1.0, computed_tokens=9000, preemptions=0), "engine")
+    made.apply(replace(ENGINE, time=2.0, computed_tokens=10, preemptions=0), "engine")
+    assert made.load(2.0).computed_tokens == 0
+
+
+def test_a_gap_raises_an_alarm_until_the_window_has_passed() -> None:
+    made = board()
+    made.apply(replace(ENGINE, time=1.0), "engine")
+    made.apply(EventsDropped(time=1.0, count=7, source="engine"), "engine")
+    made.apply(EventsDropped(time=1.0, count=9, source="bus"), "gateway")  # a reader's own loss
+    assert made.alarms(1.0) == ["7 engine events were lost in the last 10 s"]
+    made.apply(replace(ENGINE, time=1.0 + WINDOW_S + 0.1), "engine")
+    assert made.alarms(1.0 + WINDOW_S + 0.1) == []
+
+
+def test_ranks_are_added_up_and_one_silent_rank_makes_the_whole_unknown() -> None:
+    made = LoadBoard(2.0, lambda: 0, num_ranks=2)
+    made.apply(replace(ENGINE, time=1.0), "engine")
+    assert made.engine_state(1.0) is Freshness.MISSING  # rank 1 has not spoken
+    assert made.load(1.0).kv_blocks_total is None
+    made.turns_open(1, 0.0)
+    assert made.alarms(2.5) == ["no engine telemetry yet of rank 1"]
+    made.apply(replace(ENGINE, time=2.0, engine_rank=1, kv_blocks_free=10), "engine.1")
+    load = made.load(2.0)
+    assert (load.kv_blocks_total, load.kv_blocks_free, load.num_running) == (200, 50, 2)
+    made.apply(replace(ENGINE, time=5.0), "engine")
+    assert made.load(5.0).kv_blocks_total is None
+    assert made.alarms(5.0) == ["engine telemetry is stale (rank 1): last sample 3.0 s ago"]
+
+
+def test_host_telemetry_goes_stale_with_an_alarm_and_comes_back() -> None:
+    made = board()
+    assert made.host_state(0.0) is Freshness.MISSING
+    made.apply(HOST, "gateway")
+    assert (made.host_state(2.0), made.load(2.0).cpu_usage) == (Freshness.FRESH, 0.5)
+    assert made.host_state(2.1) is Freshness.STALE
+    assert made.load(2.1).cpu_usage is None
+    assert "host telemetry is stale" in made.alarms(2.1)[0]
+    made.apply(replace(HOST, time=3.0), "gateway")
+    assert made.alarms(3.0) == []
+
+
+def test_a_tool_pool_that_fell_silent_is_an_alarm_of_its_own() -> None:
+    made = board()
+    made.apply(HOST, "tools")
+    made.apply(replace(HOST, time=5.0), "gateway")
+    assert made.alarms(5.0) == ["the tool pool fell silent: its last sample is 5.0 s old"]
 
 
 def test_the_host_sample_carries_the_tools_it_was_told() -> None:
