@@ -127,6 +127,7 @@ class GatewayMetrics(Collector):
         gauges: list[tuple[str, str, float | None]] = [
             ("sessions_active", "Sessions admitted and not ended.", len(self._admission.active)),
             ("sessions_held", "Sessions held outside the engine.", self._admission.num_held),
+            ("sessions_paused", "Held between two turns.", len(self._admission.held.paused)),
             ("admission_window", "Sessions that may be active.", self._admission.window()),
             ("kv_blocks_retained", "KV blocks of tool-blocked sessions.", fold.kv_blocks_retained),
             ("cpu_pressure", "PSI some avg10, 0..1.", host.cpu_pressure if host else None),
