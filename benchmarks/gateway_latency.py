@@ -6,7 +6,9 @@ Budget: p99 <= 5 ms added to the first byte at 64 concurrent streams on 2 cores.
 on a quiet machine; direct and through-the-gateway rounds alternate to share what noise
 there is. ``--streams 1`` shows the cost without queueing.
 
-Run: ``python benchmarks/gateway_latency.py [--streams 64] [--rounds 5]``.
+``--keys 10`` makes the streams those of ten tenants with every limit there is.
+
+Run: ``python benchmarks/gateway_latency.py [--streams 64] [--rounds 5] [--keys 0]``.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import msgspec
 
-from mars.config import GatewayConfig, MarsConfig
+from mars.config import GatewayConfig, KeyConfig, MarsConfig
 
 BUDGET_MS = 5.0
 RUN = "import sys,msgspec;from mars.config import MarsConfig;from mars.gateway import run;\
@@ -68,11 +70,13 @@ async def ready(client: aiohttp.ClientSession, url: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def stream(client: aiohttp.ClientSession, url: str, name: str, times: Times) -> None:
+async def stream(
+    client: aiohttp.ClientSession, url: str, name: str, key: str, times: Times
+) -> None:
     """One streamed request, timed."""
     body = {"stream": True, "messages": [{"role": "user", "content": "x" * 8192}]}
     started = time.perf_counter()
-    headers = {"X-Session-ID": name}
+    headers = {"X-Session-ID": name, "Authorization": f"Bearer {key}"}
     async with client.post(f"{url}/v1/chat/completions", json=body, headers=headers) as response:
         response.raise_for_status()
         await response.content.readany()
@@ -90,7 +94,8 @@ async def one_round(
     async def agent(index: int) -> None:
         await asyncio.sleep(options.spread_s * index / options.streams)
         for _ in range(options.turns):
-            await stream(client, url, f"agent-{index}", times)
+            key = f"key-{index % max(1, options.keys)}"
+            await stream(client, url, f"agent-{index}", key, times)
 
     await asyncio.gather(*(agent(i) for i in range(options.streams)))
 
@@ -115,12 +120,30 @@ def report(direct: Times, through: Times) -> bool:
     return is_within
 
 
+def keys(number: int) -> tuple[KeyConfig, ...]:
+    """Keys whose limits are checked and never reached."""
+    limit = 10**6
+    return tuple(
+        KeyConfig(
+            name=f"tenant-{i}",
+            key=f"key-{i}",
+            max_active_sessions=limit,
+            max_held_sessions=limit,
+            max_turns=limit,
+            max_requests_per_minute=limit,
+        )
+        for i in range(number)
+    )
+
+
 async def measure(options: argparse.Namespace) -> bool:
     """Start engine and gateway, alternate the rounds, print."""
     engine_port, gateway_port = free_port(), free_port()
     engine_url, gateway_url = (f"http://127.0.0.1:{p}" for p in (engine_port, gateway_port))
     config = MarsConfig(
-        gateway=GatewayConfig(port=gateway_port, engine_url=engine_url, admission="none")
+        gateway=GatewayConfig(
+            port=gateway_port, engine_url=engine_url, admission="none", keys=keys(options.keys)
+        )
     )
     engine = ["-m", "mars.testing.engine", "--port", str(engine_port)]
     engine += ["--num-tokens", str(options.tokens), "--token-interval-s", str(options.interval_s)]
@@ -148,6 +171,7 @@ async def measure(options: argparse.Namespace) -> bool:
 def main() -> None:
     """Measure and print; exit status 1 above the budget."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keys", type=int, default=0)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
