@@ -86,6 +86,7 @@ class _Batch:
         self._trial = trial
         self._bed = bed
         self._clients = clients
+        self._too_late: set[str] = set()
         self._rows = {
             c.name: Row(name=c.name, title=c.title, version=c.version, api=c.api) for c in clients
         }
@@ -101,6 +102,8 @@ class _Batch:
                 work = workspace(self._trial.out, client, "tool")
                 if client.calls_tools:
                     outcome = survived(client, runs[client.name], work)
+                    if client.name in self._too_late:
+                        outcome = "not tried: it was over by then"
                     self._rows[client.name].restart_in_tool = outcome
             self._trial.say("the same, the engine killed in the middle of a reply")
             runs = await self._disturbed("reply", self._in_reply)
@@ -150,6 +153,7 @@ class _Batch:
                 return all([running[c.name].done() or await is_there(c) for c in self._clients])
 
             await _until(all_there, ARRIVE_S)
+            self._too_late = {name for name, task_ in running.items() if task_.done()}
             await bed.kill_engine()
             await asyncio.sleep(DOWN_S)
             for client in self._clients:

@@ -32,6 +32,8 @@ _TERMINALS = (
     *("run_shell_command", "developer__shell", "execute_bash", "run_command", "execute_command"),
 )
 _COMMAND_FIELDS = ("command", "cmd", "commands")
+_YIELD, YIELD_MS = "yield_time_ms", 30_000
+"""How long Codex waits for a command before it goes on without it; its most."""
 _EDITORS = ("file_editor", "str_replace_editor", "Write", "write", "write_file")
 _FINISHERS = ("finish", "final_answer", "submit", "attempt_completion")
 _SUBMIT_BY_SHELL = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
@@ -169,8 +171,10 @@ def _run(command: str, tools: Mapping[str, Mapping[str, Any]]) -> ToolCall:
     fields = tools[name].get("properties") or {}
     field = next((known for known in _COMMAND_FIELDS if known in fields), "command")
     is_list = fields.get(field, {}).get("type") == "array"
-    value = ["bash", "-lc", command] if is_list else command
-    return name, {field: value, **_required(tools[name], {field})}
+    given: dict[str, Any] = {field: ["bash", "-lc", command] if is_list else command}
+    if _YIELD in fields:
+        given[_YIELD] = YIELD_MS
+    return name, given | _required(tools[name], given)
 
 
 def _edit(schema: Mapping[str, Any], file: WrittenFile) -> dict[str, Any]:
