@@ -81,6 +81,7 @@ async def test_a_reload_takes_what_is_tunable_and_names_the_rest(tmp_path: Path)
     ("text", "named"),
     [
         ("max_body_bytes = 5\nadmission = 'nope'\n", "'nope'"),
+        ("max_body_bytes = 5\nadmission = 'cap:0'\n", "at least 1"),
         ("max_body_bytes = 5\nkeepalive_s = 900.0\n", "keepalive_s"),
         ("max_body_bytes = 5\nkeys = [{name='a', key_env='NOT_SET_ANYWHERE'}]\n", "NOT_SET"),
         ("max_body_bytes = 5\nprt = 1\n", "did you mean"),

@@ -16,9 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from mars.config import ConfigError
 from mars.core import events as ev
-from mars.core.policy import UnknownPolicyError
 from mars.gateway.openai import ApiError
 from mars.gateway.proxy import ClientGone, read_body
 from mars.gateway.state import state_of
@@ -130,7 +128,7 @@ class Admin:
         self._keys.admit_admin(request.scope)
         try:
             change = self._gateway.reload()
-        except (ConfigError, UnknownPolicyError) as error:
+        except ValueError as error:  # ConfigError, and what a policy says of its options
             raise ApiError(400, f"nothing was changed: {error}") from error
         return json_response(change)
 

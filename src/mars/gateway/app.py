@@ -181,7 +181,7 @@ class Gateway:
 
         Raises:
             ConfigError: there is nothing to read, or it cannot be used.
-            UnknownPolicyError: no admission policy of that name.
+            ValueError: no admission policy of that name, or not with these options.
         """
         if self._reread is None:
             raise ConfigError("this gateway was not started from a file or environment")

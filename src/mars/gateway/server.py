@@ -14,8 +14,8 @@ import structlog
 import uvicorn
 from starlette.applications import Starlette
 
-from mars.config import ConfigError, GatewayConfig, MarsConfig, is_loopback
-from mars.core.policy import AdmissionPolicy, UnknownPolicyError
+from mars.config import GatewayConfig, MarsConfig, is_loopback
+from mars.core.policy import AdmissionPolicy
 from mars.gateway.app import Gateway, build_app
 from mars.gateway.reload import Reread
 from mars.gateway.wire import protocol_with
@@ -53,7 +53,7 @@ class GatewayServer(uvicorn.Server):
             return
         try:
             self._gateway.reload()
-        except (ConfigError, UnknownPolicyError) as error:
+        except ValueError as error:  # ConfigError, and what a policy says of its options
             _log.error("settings not reloaded: nothing was changed", error=str(error))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
