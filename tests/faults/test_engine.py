@@ -11,7 +11,7 @@ from mars.testing import faults_engine
 async def test_killed_in_the_middle_of_turns(folder: Path) -> None:
     out = await faults_engine.engine_killed_in_turns(folder)
     assert out.is_nothing_lost, out.lost
-    assert out.clients_saw["200, whole"] == 8
+    assert out.clients_saw["200, whole"] == 9
     assert "503" not in out.clients_saw  # a turn stands still until the engine is back
     assert out.noted == {
         "engine_restarts": 1,

@@ -24,11 +24,11 @@ async def engine_killed_in_turns(folder: Path, num_sessions: int = 8) -> Outcome
         await made.until(lambda s: s["num_open_turns"] == num_sessions)
         await made.kill_engine()
         out.saw(await asyncio.gather(*turns))
-        down = await made.chat(names[0])
-        out.saw([down])
+        down = asyncio.create_task(made.chat(names[0]))  # its agent sends it at once again
         stale = await made.until(lambda s: s["is_stale"])
         await made.start_engine(*SLOW)
         fresh = await made.until(lambda s: not s["alarms"])
+        out.saw([await down])
         again = await asyncio.gather(*(made.chat_until_served(name) for name in names))
         out.saw(reply for replies in again for reply in replies)
         state = await made.until(lambda s: not any(a["phase"] in _IN_TURN for a in s["active"]))

@@ -64,12 +64,14 @@ async def complete(made: Site, session_id: str, prompt: list[int], max_tokens: i
     return Reply(status, b"".join(chunks))
 
 
-async def vllm_killed(folder: Path, num_sessions: int = 3) -> Outcome:
+async def vllm_killed(folder: Path, num_sessions: int = 3, *, is_replaced: bool = False) -> Outcome:
     """SIGKILL vLLM, engine core and all, in turns; start it again; agents send them again.
 
     Each session first has a whole turn, whose KV the second would find in the cache.
+    ``is_replaced`` starts the small double in its place, which saves vLLM's second start.
     """
-    out = Outcome(f"vLLM with the plug-in killed (SIGKILL) in {num_sessions} turns, restarted")
+    how = "replaced by another engine" if is_replaced else "restarted"
+    out = Outcome(f"vLLM with the plug-in killed (SIGKILL) in {num_sessions} turns, {how}")
     names = [f"s{i}" for i in range(num_sessions)]
     prompts = [[16 + (i + k) % 200 for k in range(1000)] for i in range(num_sessions)]
     timeout = aiohttp.ClientTimeout(total=START_S)
@@ -92,8 +94,11 @@ async def vllm_killed(folder: Path, num_sessions: int = 3) -> Outcome:
             out.saw(await asyncio.gather(*turns))
             stale = await made.until(lambda s: s["is_stale"])
             server.stop()
-            server.start()
-            await asyncio.to_thread(server.wait_ready)
+            if is_replaced:
+                await made.start_engine()
+            else:
+                server.start()
+                await asyncio.to_thread(server.wait_ready)
             await _fresh(made)
             again = await asyncio.gather(
                 *(complete(made, n, [*p, *p], 8) for n, p in zip(names, prompts, strict=True))
