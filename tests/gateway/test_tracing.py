@@ -127,6 +127,29 @@ def test_a_sub_agent_is_part_of_its_parents_trace() -> None:
     assert child.context.trace_id == parent.context.trace_id
 
 
+def test_pauses_and_compactions_are_moments_of_the_session() -> None:
+    traced = Traced()
+    spans = traced.tell(
+        ev.SessionArrived(time=1000.0, **S),
+        ev.SessionPaused(time=1001.0, **S, context_tokens=10, num_active=2),
+        ev.SessionResumed(time=1002.0, **S, paused_s=1.0, waited_s=0.5, num_active=3),
+        ev.ContextReset(time=1003.0, **S, epoch=1, num_kept_tokens=4, reason="shrunk"),
+        ev.SessionEnded(time=1004.0, **S, reason="explicit"),
+    )
+    moments = [(e.name, dict(e.attributes)) for e in spans["invoke_agent"].events]
+    assert moments == [
+        ("mars.session_paused", {"mars.context_tokens": 10, "mars.num_active": 2}),
+        (
+            "mars.session_resumed",
+            {"mars.paused_s": 1.0, "mars.waited_s": 0.5, "mars.num_active": 3},
+        ),
+        (
+            "mars.context_reset",
+            {"mars.epoch": 1, "mars.num_kept_tokens": 4, "mars.reason": "shrunk"},
+        ),
+    ]
+
+
 @pytest.mark.parametrize("reason", ["error", "abort"])
 def test_what_failed_is_an_error(reason: str) -> None:
     traced = Traced()

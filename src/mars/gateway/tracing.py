@@ -76,6 +76,9 @@ class Tracing:
         self._steps: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SessionArrived: self._arrived,
             ev.SessionAdmitted: self._admitted,
+            ev.SessionPaused: self._note,
+            ev.SessionResumed: self._note,
+            ev.ContextReset: self._note,
             ev.SessionEnded: self._ended,
             ev.TurnSubmitted: self._turn_submitted,
             ev.TurnStarted: self._turn_started,
@@ -145,6 +148,12 @@ class Tracing:
             {"mars.session.held_s": event.held_s, "mars.session.mode": event.mode}
         )
         life.span.add_event("mars.session_admitted", timestamp=self._ns(event.time))
+
+    def _note(self, event: ev.SessionPaused | ev.SessionResumed | ev.ContextReset) -> None:
+        """A moment in a session's life, with what its event says beside time and id."""
+        told = {name: getattr(event, name) for name in event.__slots__}
+        attributes = {f"mars.{name}": value for name, value in told.items()}
+        self._life(event).span.add_event(f"mars.{event.kind}", attributes, self._ns(event.time))
 
     def _ended(self, event: ev.SessionEnded) -> None:
         if life := self._lives.get(event.session_id):
