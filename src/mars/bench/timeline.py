@@ -151,7 +151,9 @@ def _sample_control(line: Timeline, events: Iterable[ev.Event], at: _Clock) -> N
             line.tools_queued.add(at(event.time), event.tools_queued)
         elif isinstance(event, ev.SessionHeld):
             held.add(event.session_id)
-        elif isinstance(event, ev.SessionAdmitted | ev.TurnSubmitted):
+        elif isinstance(event, ev.SessionPaused):
+            active.discard(event.session_id)
+        elif isinstance(event, ev.SessionAdmitted | ev.SessionResumed | ev.TurnSubmitted):
             held.discard(event.session_id)
             active.add(event.session_id)
         elif isinstance(event, ev.SessionEnded):

@@ -42,6 +42,7 @@ def state_of(gateway: Gateway) -> dict[str, Any]:
                 "held_s": now - place.held.held_since,
                 "num_prompt_tokens": place.held.num_prompt_tokens,
                 "is_away": place.away_since is not None,
+                "is_paused": place.held.is_paused,
             }
             for place in places[:MAX_LISTED]
         ],

@@ -137,6 +137,15 @@ class RunLog:
             case ev.SessionAdmitted():
                 if hold := self._open_holds.pop(event.session_id, None):
                     hold.admitted = event
+            case ev.SessionResumed():
+                if hold := self._open_holds.pop(event.session_id, None):
+                    hold.admitted = ev.SessionAdmitted(
+                        time=event.time,
+                        session_id=event.session_id,
+                        held_s=event.waited_s,
+                        mode="resumed",
+                        num_active=event.num_active,
+                    )
             case ev.TurnSubmitted():
                 turn = self._open_turns[event.request_id] = TurnFacts(
                     event.request_id,
