@@ -28,6 +28,7 @@ from mars.bench.bound import lower_bound
 from mars.bench.bound_work import Box
 from mars.bench.experiment_plan import Cell, Experiment, Load, choose_sessions, disguise
 from mars.bench.experiment_store import CellRecord
+from mars.bench.oracle import future_of
 from mars.bench.result import write_result
 from mars.core.policy import Registry, admission_policies, scheduling_policies, tool_policies
 from mars.sim.loop import StuckError
@@ -48,6 +49,7 @@ _SHARED_CODE = (
     "bench/bound_work.py",
     "bench/ideal.py",
     "bench/metrics.py",
+    "bench/oracle.py",
 )
 """What every cell's outcome depends on, under the package; its policies' files come to it."""
 
@@ -89,12 +91,13 @@ def cell_key(experiment: Experiment, cell: Cell) -> str:
         OSError: a trace file cannot be read.
     """
     config = cell.config
+    future: dict[str, Any] = {"future": {}} if cell.knows_trace else {}
     load = msgspec.to_builtins(experiment.workload)
     del load["rates_per_s"], load["low_rate_per_s"]
     decides = {
         "code": code_fingerprint(),
         "policies": [
-            _policy_code(scheduling_policies, config.policy, config.policy_options),
+            _policy_code(scheduling_policies, config.policy, config.policy_options | future),
             _policy_code(admission_policies, config.admission, config.admission_options),
             _policy_code(tool_policies, config.tool_policy, config.tool_policy_options),
         ],
@@ -103,6 +106,7 @@ def cell_key(experiment: Experiment, cell: Cell) -> str:
         "rate_per_s": cell.rate_per_s,
         "config": dataclasses.asdict(config),
         "tool_names": cell.tool_names,
+        "knows_trace": cell.knows_trace,
     }
     text = json.dumps(decides, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -139,7 +143,8 @@ def run_cell(load: Load, cell: Cell, key: str, keep_in: Path | None = None) -> C
     sessions, record.sessions_hash = _sessions(encoded, cell.seed, cell.rate_per_s)
     try:
         record.lower_bound_s = _bound_s(encoded, cell.seed, cell.rate_per_s, _box(cell.config))
-        result = simulate(disguise(sessions, cell.tool_names, cell.seed), cell.config)
+        shown = disguise(sessions, cell.tool_names, cell.seed)
+        result = simulate(shown, _told(cell, sessions))
     except StuckError as error:
         record.error = str(error)
         return record
@@ -162,6 +167,15 @@ def _sessions(load: bytes, seed: int, rate_per_s: float) -> tuple[list[TraceSess
     for session in chosen:
         digest.update(encode_session(session) + b"\n")
     return chosen, digest.hexdigest()[:24]
+
+
+def _told(cell: Cell, sessions: list[TraceSession]) -> SimConfig:
+    """The cell's config, with the future for whoever is told it."""
+    config = cell.config
+    if not cell.knows_trace:
+        return config
+    future = future_of(sessions, Machine.of(config).cost)
+    return dataclasses.replace(config, policy_options=config.policy_options | {"future": future})
 
 
 def _box(config: SimConfig) -> Box:

@@ -27,7 +27,7 @@ Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Label = Annotated[str, Meta(min_length=1, pattern=r"^[^|\n]+$")]
-GIVEN = ("cost",)
+GIVEN = ("cost", "future")
 """What every policy is offered alike; a contender cannot bring its own."""
 
 
@@ -96,6 +96,8 @@ class Contender(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sweeps_caps: bool | None = None
     is_variant: bool = False
     """Ours in part, or changed: shown, but no baseline that ours is held against."""
+    knows_trace: bool = False
+    """Its policy is told the future (:mod:`mars.bench.oracle`): a reference, and a variant."""
     tool_names: Literal["recorded", "missing", "shuffled"] = "recorded"
     """What policies are told of tools: their names, nothing, or names drawn anew per call."""
 
@@ -128,7 +130,11 @@ class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def baselines(self) -> tuple[str, ...]:
         """Labels of the contenders that ours is held against."""
-        return tuple(c.label for c in self.contenders if c.label != self.ours and not c.is_variant)
+        return tuple(
+            c.label
+            for c in self.contenders
+            if c.label != self.ours and not (c.is_variant or c.knows_trace)
+        )
 
     def seeds_run(self, num_seeds: int | None = None) -> range:
         """The seeds; ``num_seeds`` in place of the file's number."""
@@ -146,6 +152,7 @@ class Cell:
     seed: int
     config: SimConfig
     tool_names: str = "recorded"
+    knows_trace: bool = False
 
     def __str__(self) -> str:
         cap = "" if self.cap is None else f", cap {self.cap}"
@@ -239,6 +246,7 @@ def cells(
             seed=seed,
             config=_config(box, contender, cap, seed),
             tool_names=contender.tool_names,
+            knows_trace=contender.knows_trace,
         )
         for seed in experiment.seeds_run(num_seeds)
         for box in experiment.machines
