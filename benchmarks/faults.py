@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fault table: what was injected, what clients saw, what was lost.
 
-Run: ``python benchmarks/faults.py [--only TEXT] [--vllm] [--json FILE]``. Real processes
+Run: ``python benchmarks/faults.py [--only TEXT ...] [--vllm] [--json FILE]``. Real processes
 and sockets; a fault at a time, some minutes in all. Prints Markdown. ``--vllm`` adds vLLM
 itself on the emulated accelerator (two starts of about 40 s).
 
@@ -76,7 +76,7 @@ def table(outcomes: list[Outcome]) -> str:
 def main() -> None:
     """Inject, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", help="faults whose name contains this")
+    parser.add_argument("--only", nargs="+", help="faults whose name contains one of these")
     parser.add_argument("--vllm", action="store_true", help="vLLM itself, too")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -86,12 +86,15 @@ def main() -> None:
     faults = FAULTS | (vllm_fault() if options.vllm else {})
     outcomes: list[Outcome] = []
     for name, inject in faults.items():
-        if options.only and options.only not in name:
+        if options.only and not any(part in name for part in options.only):
             continue
         started = time.monotonic()
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="mars-") as folder:
-            outcomes.append(asyncio.run(inject(Path(folder))))
+            try:
+                outcomes.append(asyncio.run(inject(Path(folder))))
+            except TimeoutError:
+                outcomes.append(Outcome(name, lost={"not_finished_in_time": 1}))
         print(f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     if options.json:
         rows = [dataclasses.asdict(out) for out in outcomes]

@@ -72,6 +72,21 @@ class Hub:
         """Whether the engine's plug-in reports its events here."""
         return self._config.events_endpoint is not None
 
+    def links(self) -> list[dict[str, Any]]:
+        """Each rank's stream: which engine process, how far, what was replayed or lost."""
+        return [
+            {
+                "rank": link.rank,
+                "instance": link.position.instance if link.position else None,
+                "seq": link.position.seq if link.position else None,
+                "num_restarts": link.num_restarts,
+                "num_replayed": link.num_replayed,
+                "num_lost": link.num_lost,
+                "num_malformed": link.num_malformed,
+            }
+            for link in self._subscribers
+        ]
+
     def start(self) -> None:
         """Open the engine links and start the log; inside a running event loop."""
         events, control = self._config.events_endpoint, self._config.control_endpoint

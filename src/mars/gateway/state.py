@@ -49,6 +49,7 @@ def state_of(gateway: Gateway) -> dict[str, Any]:
         "load": asdict(gateway.board.load(now)),
         "counters": asdict(gateway.hub.fold.counters),
         "last_seq": gateway.hub.bus.last_seq,
+        "engine_links": gateway.hub.links(),
     }
 
 

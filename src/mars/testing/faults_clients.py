@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 
 from mars.testing.faults import Outcome, books
-from mars.testing.site import FAILURES, Reply, Site, site
+from mars.testing.site import FAILURES, TIMEOUT_S, Reply, Site, site
 
 REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nHost: mars\r\nX-Session-ID: %s\r\n"
@@ -49,7 +49,8 @@ async def held_sessions(folder: Path, num_sessions: int = 2_000, cap: int = 50) 
         gate = [f"gate{i}" for i in range(cap)]
         await asyncio.gather(*(made.chat(name) for name in gate))  # active: nobody else is let in
         waiting = [asyncio.create_task(made.chat()) for _ in range(num_sessions)]
-        full = await made.until(lambda s: s["num_held"] == num_sessions)
+        patience_s = TIMEOUT_S + num_sessions / 20
+        full = await made.until(lambda s: s["num_held"] == num_sessions, patience_s)
         bytes_held = made.gateway_bytes()
         started = time.monotonic()
         probe = await made.chat(gate[0])  # a turn of an active session is not in their way
@@ -59,7 +60,7 @@ async def held_sessions(folder: Path, num_sessions: int = 2_000, cap: int = 50) 
         replies = await asyncio.gather(*waiting)
         served_s = time.monotonic() - started
         out.saw([probe, *replies])
-        state = await made.until(lambda s: s["num_active"] == 0)
+        state = await made.until(lambda s: s["num_active"] == 0, patience_s)
         await made.until_logged(lambda r: r[-1].seq >= state["last_seq"])
         records = made.records()
     out.lost = {

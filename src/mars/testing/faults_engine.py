@@ -133,7 +133,13 @@ async def gateway_stopped_in_a_burst(folder: Path, num_events: int = 40_000) -> 
         if isinstance(r.event, ev.EventsDropped) and r.event.source == "engine"
     )
     out.lost = {"lost_without_a_word": num_events + 1 - came - told, **books(records)}
-    out.noted = {"came": came, "told_lost": told, "published": num_events + 1}
+    replayed = state["engine_links"][0]["num_replayed"]
+    out.noted = {
+        "published": num_events + 1,
+        "came": came,
+        "of_them_replayed": replayed,
+        "told_lost": told,
+    }
     return out
 
 

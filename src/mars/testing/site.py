@@ -191,9 +191,11 @@ class Site:
         async with self.client.post(url) as response:
             return response.status
 
-    async def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    async def until(
+        self, wanted: Callable[[dict[str, Any]], bool], timeout_s: float = TIMEOUT_S
+    ) -> dict[str, Any]:
         """The first state of the gateway that is as wanted."""
-        return await _first(self.state, wanted)
+        return await _first(self.state, wanted, timeout_s)
 
     async def until_engine(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The same of the engine."""
@@ -217,8 +219,12 @@ class Site:
             await _killed(process)
 
 
-async def _first(ask: Callable[[], Awaitable[Any]], wanted: Callable[[Any], bool]) -> Any:
-    async with asyncio.timeout(TIMEOUT_S):
+async def _first(
+    ask: Callable[[], Awaitable[Any]],
+    wanted: Callable[[Any], bool],
+    timeout_s: float = TIMEOUT_S,
+) -> Any:
+    async with asyncio.timeout(timeout_s):
         while True:
             answer = await ask()
             if wanted(answer):
@@ -245,7 +251,7 @@ async def site(
         **settings: those of ``[gateway]``, and ``telemetry`` with those of its section.
     """
     connector = aiohttp.TCPConnector(limit=num_connections, force_close=True)
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S * 3)
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S * 20)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
         made = Site(folder, client, **settings)
         try:
