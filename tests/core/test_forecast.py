@@ -74,4 +74,22 @@ def test_projection_forgets_sessions_that_are_gone():
     for i in range(1000):
         projection.admitted(HeldSession(Session(f"s{i}", 0.0), 0.0, 10))
         projection.watched(ActiveSet())
-    assert len(projection._first) <= 65
+    assert len(projection._growing) <= 65
+
+
+def test_a_compaction_ends_one_growth_and_starts_another() -> None:
+    projection = Projection()
+    session = Session("s", 0.0)
+    active = ActiveSet({"s": session})
+    projection.admitted(HeldSession(session, 0.0, 2_000))
+    for tokens in (2_000, 9_000):
+        session.context_tokens = tokens
+        projection.watched(active)
+    session.epoch, session.context_tokens = 1, 3_000
+    assert projection.present_tokens(session) == 3_000
+    projection.watched(active)
+    assert projection.growth.mean_tokens == 7_000
+    session.context_tokens = 4_000
+    projection.watched(active)
+    projection.ended(session)
+    assert projection.growth.mean_tokens == 4_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
 
 from mars.core.model import ActiveSet, Activity, HeldSession, Load, Session
 
@@ -47,17 +48,27 @@ class GrowthForecast:
         return self.share * self.mean_tokens
 
 
+@dataclass(slots=True)
+class Growing:
+    """One context epoch of an active session: its first prompt, and how large it is now."""
+
+    epoch: int
+    first_tokens: int
+    seen_tokens: int = 0
+
+
 class Projection:
     """KV tokens that the active sessions will need, against the pool.
 
     Remembers the first prompt of each active session (bounded by their number, give or
     take 64) and the pool's size, which does not change, so that the last known one holds.
+    A session that compacts has grown as one that ends has, and starts anew.
     """
 
     def __init__(self, growth: GrowthForecast | None = None) -> None:
         self.growth = growth or GrowthForecast()
         self.pool_tokens = 0
-        self._first: dict[str, int] = {}
+        self._growing: dict[str, Growing] = {}
 
     def saw(self, load: Load) -> int:
         """Take the pool's size from a sample; returns it, 0 while never known."""
@@ -68,25 +79,35 @@ class Projection:
     def admitted(self, held: HeldSession) -> None:
         """A session is admitted: its first prompt counts from now on. Resumed ones are known."""
         if not held.is_paused:
-            self._first[held.session.session_id] = held.num_prompt_tokens
+            session = held.session
+            self._growing[session.session_id] = Growing(session.epoch, held.num_prompt_tokens)
 
     def watched(self, active: ActiveSet) -> None:
         """Learn from sessions under way; forget those that are gone."""
         for session_id, session in active.sessions.items():
-            first = self._first.setdefault(session_id, session.context_tokens)
-            self.growth.watched(session.context_tokens - first)
-        if len(self._first) > 2 * len(active) + 64:
-            self._first = {k: v for k, v in self._first.items() if k in active.sessions}
+            known = self._growing.get(session_id)
+            if known is None or known.epoch != session.epoch:
+                if known is not None and known.seen_tokens:
+                    self.growth.finished(known.seen_tokens - known.first_tokens)
+                known = Growing(session.epoch, session.context_tokens)
+                self._growing[session_id] = known
+            known.seen_tokens = session.context_tokens
+            self.growth.watched(session.context_tokens - known.first_tokens)
+        if len(self._growing) > 2 * len(active) + 64:
+            self._growing = {k: v for k, v in self._growing.items() if k in active.sessions}
 
     def ended(self, session: Session) -> None:
         """A session ended: learn how much it grew."""
-        first = self._first.pop(session.session_id, None)
-        if first is not None and session.context_tokens:
-            self.growth.finished(session.context_tokens - first)
+        known = self._growing.pop(session.session_id, None)
+        if known is not None and session.context_tokens and known.epoch == session.epoch:
+            self.growth.finished(session.context_tokens - known.first_tokens)
 
     def present_tokens(self, session: Session) -> int:
         """Context of an active session, its first prompt while that is under way."""
-        return max(session.context_tokens, self._first.get(session.session_id, 0))
+        known = self._growing.get(session.session_id)
+        if known is None or known.epoch != session.epoch:
+            return session.context_tokens
+        return max(session.context_tokens, known.first_tokens)
 
     def working_set_tokens(
         self, active: ActiveSet, now: float, *, idle_weight: float = 1.0, idle_s: float = 10.0
