@@ -104,6 +104,8 @@ def bound_table(about: About, found: Sequence[Point]) -> Table:
         ours = None if experiment.ours is None else point.own(experiment.ours)
         reached = None if ours is None else ours.mean("sct_mean_s")
         bound, share = point.lower_bound_s, closed_share(point, experiment)
+        told = [point.own(c.label) for c in experiment.contenders if c.knows_trace]
+        known = [entry.mean("sct_mean_s") for entry in told if entry is not None]
         rows.append(
             [
                 place(point),
@@ -114,11 +116,13 @@ def bound_table(about: About, found: Sequence[Point]) -> Table:
                     for x in (best, reached)
                 ),
                 NO_VALUE if share is None else f"{share:.0%}",
+                *(NO_VALUE if x is None else f"{x:.0f}" for x in known),
             ]
         )
     name = experiment.ours or "ours"
     heads = ["", "bound (s)", "strongest (s)", f"{name} (s)", "strongest baseline"]
     heads += ["strongest / bound", f"{name} / bound", "gap closed"]
+    heads += [f"{c.label} (s)" for c in experiment.contenders if c.knows_trace]
     return "Mean completion time, and the least that any schedule could reach", heads, rows
 
 

@@ -25,7 +25,7 @@ KNEE = (("sct_mean_s", 1.3), ("sct_p95_s", 1.2), ("slowdown_mean", 1.1))
 MIN_MEAN = 1.0
 """On the mean, at every load, against the strongest baseline."""
 MIN_THROUGHPUT = 0.98
-"""Of the highest throughput at the same load."""
+"""Of the highest throughput of any baseline at the same load."""
 LOW_LOAD = 0.01
 """Deviation from FCFS where nothing competes."""
 UNIQUE_MEAN = 2.0
@@ -154,7 +154,11 @@ def _everywhere(experiment: Experiment, here: Sequence[Point]) -> Iterator[Targe
         return found
 
     def busiest(point: Point) -> Entry | None:
-        known = [(v, e) for e in point.shown if (v := e.mean("sessions_per_h")) is not None]
+        known = [
+            (v, e)
+            for e in point.shown
+            if e.contender in experiment.baselines and (v := e.mean("sessions_per_h")) is not None
+        ]
         return max(known, key=lambda pair: pair[0])[1] if known else None
 
     machine = here[0].machine
