@@ -149,6 +149,7 @@ def test_nothing_raises_on_odd_inputs(name, load, held, present, now):
     active = ActiveSet({f"a{i}": replace(s, session_id=f"a{i}") for i, s in enumerate(present)})
     for k in range(3):
         policy.on_tick(active, load, now + k)
+        assert set(policy.pause(active, load, now + k)) <= set(active.sessions)
         window = policy.window(load, now + k)
         assert window > 0
         assert not math.isnan(window)
