@@ -31,7 +31,8 @@ IDLE_TOKENS = 640
 PROMPT_TOKENS = 1000
 OWN = ("_before_step", "_after_step", "_sample", "_current_load", "_finished", "_fit", "_release")
 OWN_CORE = ("expired", "submit")
-OWN_BLOCKS = ("popleft_n", "remove", "append_n", "prepend_n", "use")
+OWN_BLOCKS = ("popleft_n", "append_n", "prepend_n", "use")
+# Not "remove": once a block, it costs what vLLM's does, and timing it would cost more.
 
 
 class OwnTime:

@@ -332,15 +332,16 @@ class CoScheduler:
             return False
         if not self.policy.bounds_partial_prefills:
             return True
-        pending = 0
+        # A block for each that decodes; asked several times a step, of all that run.
+        pending, size = len(others), self.block_size
         for other in others:
-            pending += self.blocks_of(max(1, other.num_tokens - other.num_computed_tokens))
-        own = self.held.get(turn.session.session_id)
-        available = free_blocks + self.held.num_blocks
-        if own is not None:
-            available -= own.num_blocks
-        need = self.blocks_of(turn.num_tokens + 1) - (own.num_blocks if own else 0)
-        return need + pending <= available
+            rest = other.num_prompt_tokens + other.num_output_tokens - other.num_computed_tokens
+            if rest > size:
+                pending += -(-rest // size) - 1
+        # What is held for its own session it needs not find, nor can it be released for it:
+        # the two cancel out.
+        need = self.blocks_of(turn.num_tokens + 1)
+        return need + pending <= free_blocks + self.held.num_blocks
 
     def blocks_of(self, num_tokens: int) -> int:
         """KV blocks that hold so many tokens."""
