@@ -44,6 +44,10 @@ bench: install  ## Measure the parts that have a time budget (plug-in, stream, s
 agents: install  ## Install real agents, run each against MARS, write the compatibility table; AGENTS="--help"
 	@$(BIN)/mars bench agents $(AGENTS)
 
+.PHONY: versions
+versions: install  ## Run the plug-in on every supported vLLM (fetches the official wheels, once)
+	@scripts/check_vllm_versions.sh
+
 .PHONY: lock
 lock:  ## Resolve requirements/ci.lock anew
 	@scripts/lock.sh
