@@ -89,7 +89,7 @@ def test_an_idle_session_is_kept_for_as_long_as_recomputing_is_dear():
 
 
 def test_a_cold_start_leaves_room_for_growth_a_return_needs_none():
-    engine = Engine(most_reserve=0.5)
+    engine = Engine(least_reserve=0.5, most_reserve=0.5)
     first = engine.turn("a", 3000, 0.0)
     engine.run(first, 0.0)
     engine.turn("cold", 4200, 1.0)
@@ -206,7 +206,8 @@ def test_short_kinds_have_memory_before_long_ones_that_came_a_little_earlier():
 
 def test_the_reserve_follows_waste_with_hysteresis():
     reserve = Reserve(least=0.2, most=0.5)
-    for now in range(0, 100, 5):
+    assert reserve.share == pytest.approx(0.35)
+    for now in range(75, 100, 5):
         reserve.update(float(now))
     assert reserve.share == pytest.approx(0.3)
     reserve.recomputed(0.6, 100.0)  # 0.5% of two minutes: between the bounds

@@ -46,7 +46,7 @@ class ResidencyRules:
             speed up the engine, and the longer it pays to wait.
         grace_s: kept at least so long.
         least_reserve, most_reserve: share of the pool that a cold start leaves free for
-            growth; starts at the most and follows measured waste.
+            growth; starts in the middle and follows measured waste.
         idle_weight: how much of the KV of idle sessions no longer kept a cold start counts.
         overdue_s: after waiting so long a turn is not overtaken for memory any more.
         most_lead_s: sessions of the shortest kind go before those of the longest kind that
@@ -82,7 +82,7 @@ class Reserve:
     INTERVAL_S: ClassVar[float] = 5.0
 
     def __post_init__(self) -> None:
-        self.share = self.most
+        self.share = 0.5 * (self.least + self.most)
 
     def recomputed(self, seconds: float, now: float) -> None:
         """A returning turn computes again what was cached before, for so long."""
