@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 import aiohttp
 import msgspec
 import pytest
+from openai.types.responses import Response
 
+from mars.gateway.heartbeat import heartbeat_of
 from tests.gateway.conftest import TIMEOUT_S, Site, make_site
 
 
@@ -53,7 +55,9 @@ async def test_a_held_client_gets_signs_of_life_beyond_any_budget_then_the_reply
 
 async def test_responses_clients_see_the_reply_in_progress(full: Site) -> None:
     async with await held_request(full, "responses", stream=True) as response:
+        begun = await response.content.readuntil(b"\n\n")
         event, data = (await response.content.readuntil(b"\n\n")).strip().split(b"\n")
+    assert begun.startswith(b"event: response.created\n")
     assert event == b"event: response.in_progress"
     told = msgspec.json.decode(data.removeprefix(b"data: "))
     assert (told["type"], told["response"]["status"]) == ("response.in_progress", "in_progress")
@@ -82,3 +86,12 @@ async def test_a_client_that_leaves_between_heartbeats_is_waited_for_no_longer(f
             await asyncio.sleep(0.01)
     full.gateway.admission.end("a", "explicit")
     assert full.gateway.admission.num_held == 1  # nobody to let in
+
+
+def test_a_held_response_begins_as_the_openai_package_wants_it() -> None:
+    held = heartbeat_of(b"/v1/responses", is_stream=True)
+    assert held is not None
+    parts = (held.first + held.chunk).split(b"data: ")[1:]
+    events = [msgspec.json.decode(part.partition(b"\n")[0]) for part in parts]
+    assert [event["type"] for event in events] == ["response.created", "response.in_progress"]
+    Response.model_validate(events[0]["response"])

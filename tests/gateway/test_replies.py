@@ -137,3 +137,15 @@ def test_a_call_that_ends_the_task_runs_nothing() -> None:
     reader.finish()
     assert [tool.tool_name for tool in reader.tools] == ["bash", "finish"]
     assert [tool.tool_name for tool in reader.running_tools] == ["bash"]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [b"data: [DONE]\n\n", sse({"type": "response.completed"}), sse({"type": "message_stop"})],
+)
+def test_the_last_event_of_each_api_is_known(last: bytes) -> None:
+    reader = ReplyReader(is_stream=True)
+    reader.feed(b'data: {"choices":[]}\n\n')
+    assert not reader.is_over
+    reader.feed(last)
+    assert reader.is_over

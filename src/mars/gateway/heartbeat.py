@@ -12,23 +12,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _SSE = b"text/event-stream; charset=utf-8"
-_IN_PROGRESS = (
-    b"event: response.in_progress\n"
-    b'data: {"type":"response.in_progress","sequence_number":0,"response":'
-    b'{"id":"resp_held","object":"response","status":"in_progress","output":[]}}\n\n'
+_HELD = (
+    b'"sequence_number":0,"response":{"id":"resp_held","object":"response","created_at":0,'
+    b'"status":"in_progress","model":"","output":[],"tools":[],"tool_choice":"auto",'
+    b'"parallel_tool_calls":true}}\n\n'
 )
+_CREATED = b'event: response.created\ndata: {"type":"response.created",' + _HELD
+_IN_PROGRESS = b'event: response.in_progress\ndata: {"type":"response.in_progress",' + _HELD
 
 
 @dataclass(slots=True, frozen=True)
 class Heartbeat:
-    """Content type of the reply, and what is sent again and again before it."""
+    """Content type of the reply, what is sent again and again before it, and what comes
+    before all that."""
 
     content_type: bytes
     chunk: bytes
+    first: bytes = b""
+    """The openai package takes no other event of a response before this one."""
 
 
 _COMMENT = Heartbeat(_SSE, b": keep-alive\n\n")
-_EVENT = Heartbeat(_SSE, _IN_PROGRESS)
+_EVENT = Heartbeat(_SSE, _IN_PROGRESS, _CREATED)
 _SPACE = Heartbeat(b"application/json", b" \n")
 
 

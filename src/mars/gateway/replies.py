@@ -41,6 +41,8 @@ class ReplyReader:
     is_stream: bool
     response_id: str | None = None
     text_hash: str | None = None
+    is_over: bool = False
+    """The API's own last event has come: a client that leaves now has heard everything."""
     _tools: dict[str, CalledTool] = field(default_factory=dict[str, CalledTool])
     _text: list[str] = field(default_factory=list[str])
     _num_chars: int = 0
@@ -87,8 +89,10 @@ class ReplyReader:
         try:
             part = msgspec.json.decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return  # [DONE], or not for us to judge
+            self.is_over |= raw.strip() == b"[DONE]"
+            return  # anything else is not for us to judge
         if isinstance(part, dict):
+            self.is_over |= part.get("type") in {"response.completed", "message_stop"}
             self._chat(part)
             self._responses(part)
             self._anthropic(part)

@@ -169,7 +169,12 @@ class TurnWatch:
 
     def end(self, outcome: str) -> None:
         """The reply is complete (``stop``), broken (``error``) or given up (``abort``)."""
-        turns = self._turns
+        turns, reader = self._turns, self._reader
+        if outcome == "abort" and reader is not None and reader.is_over:
+            outcome = "stop"
+            if not self._is_complete and not self.is_side:
+                reader.finish()
+                turns.echo.remember(self.session_id, reader)
         turns.closed()
         if self._is_reported and not self._is_complete:
             turns.hub.emit(self._finished(outcome))
@@ -179,8 +184,8 @@ class TurnWatch:
             turns.hub.send("session_end", session_id=self.engine_session_id)
             return
         tools: list[CalledTool] = []
-        if self._reader is not None and outcome == "stop":
-            tools = self._reader.running_tools
+        if reader is not None and outcome == "stop":
+            tools = reader.running_tools
         reason = self._end_reason(outcome, has_tools=bool(tools))
         if tools and reason is None:
             turns.tools.replied(self.session_id, tools, self._queued_s)

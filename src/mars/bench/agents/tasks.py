@@ -15,8 +15,8 @@ PAUSE_S = 1.5
 """What the first tool sleeps: Qwen Code refuses to sleep for 2 s."""
 POEM = "Zeile \u2013 äöü ✓ “q” \\ $x `y` {z} <w>\n" * 20
 """Written by the agent: every kind of character that quoting or a cut stream might harm."""
-LONG_REPLY = "And so on, at length. " * 300
-"""About 6,600 tokens of the emulated model: a minute of streaming at half speed."""
+LONG_REPLY = "And so on, at length. " * 150
+"""About 3,300 tokens of the emulated model: half a minute of streaming at half speed."""
 NUM_CALLS = 3
 
 

@@ -22,7 +22,7 @@ from mars.bench.agents.tap import TappedRequest
 from mars.bench.agents.tasks import mark, task, workspace, write_scripts
 from mars.telemetry.sink import read_events
 
-LIMIT_S = 420.0
+LIMIT_S = 600.0
 """For one agent and one task: several times what any needs, with an engine's start in it."""
 ARRIVE_S = 120.0
 """For an agent to come to the point where it is disturbed."""
