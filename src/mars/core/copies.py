@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 _PCIE_LATENCY_S = 20e-6
@@ -87,3 +88,62 @@ class CopyEngine:
     def next_end(self) -> float | None:
         """When the next copy is done; None if none is under way."""
         return min(self._ends.values(), default=None)
+
+
+class StepCopies:
+    """Copies around the steps of an engine, as vLLM's worker makes them.
+
+    A store is submitted with the step after the one that wrote the blocks. Both directions
+    wait for what the GPU has been given to compute before them
+    (``SingleDirectionOffloadingHandler.transfer_async``).
+    """
+
+    def __init__(self, link: HostLink) -> None:
+        self.engine = CopyEngine(link)
+        self._deferred: dict[int, int] = {}
+
+    def before(
+        self, stores: dict[int, int], flushed: AbstractSet[int], now: float, free_at: float
+    ) -> float:
+        """What precedes a forward: the stores of the step before, and flushes.
+
+        A flush keeps the step from overwriting blocks that a store still reads: the step
+        waits for it.
+
+        Args:
+            stores: bytes of each copy to the host that this step begins; those flushed are
+                taken out and begin at once.
+            flushed: copies to wait for.
+            now: when the step is submitted.
+            free_at: when the step before it is done.
+
+        Returns:
+            When the flushed copies are done; 0 if nothing is flushed.
+        """
+        for copy_id in flushed:
+            if (num_bytes := stores.pop(copy_id, None)) is not None:
+                self._deferred[copy_id] = num_bytes
+        start = max(now, free_at)
+        for copy_id, num_bytes in self._deferred.items():
+            self.engine.submit(copy_id, num_bytes, start, is_load=False)
+        self._deferred.clear()
+        return self.engine.end_of(flushed)
+
+    def after(
+        self, stores: Mapping[int, int], loads: Mapping[int, int], now: float, free_at: float
+    ) -> list[int]:
+        """What follows the launch of a forward: loads queue behind it, stores are noted.
+
+        Args:
+            stores: bytes of each copy to the host.
+            loads: bytes of each copy to the GPU.
+            now: when the step was submitted.
+            free_at: when it will be done.
+
+        Returns:
+            The copies that are done by ``now``.
+        """
+        for copy_id, num_bytes in loads.items():
+            self.engine.submit(copy_id, num_bytes, max(now, free_at), is_load=True)
+        self._deferred.update(stores)
+        return self.engine.finished(now)

@@ -12,61 +12,42 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from mars.core.copies import HostMemory
 from mars.core.coscheduler import CoScheduler
 from mars.core.cost import CostModel
-from mars.core.evictions import EvictionTally
 from mars.core.model import Load
-from mars.sim.blocks import BlockPool, Hit
+from mars.sim.blocks import Hit
 from mars.sim.content import Anchor, Contents
 from mars.sim.leap import stock_stretch
+from mars.sim.memory import EngineMemory, EngineShape
 from mars.sim.request import Request, Work
 
 
-@dataclass(slots=True, frozen=True)
-class EngineShape:
-    """What of vLLM's configuration decides a step.
-
-    ``num_blocks`` counts as vLLM's ``num_gpu_blocks`` does: one of them is its null block.
-    """
-
-    num_blocks: int
-    block_size: int = 16
-    max_num_batched_tokens: int = 8192
-    max_num_seqs: int = 256
-    watermark: float = 0.0
-    is_async: bool = False
-
-    @property
-    def num_usable_blocks(self) -> int:
-        """Blocks that requests can have."""
-        return self.num_blocks - 1
-
-
-class Engine:
+class Engine(EngineMemory):
     """Plans steps and takes their results, first come first served.
 
     Args:
         co: sessions, turns and events; its policy decides nothing here.
         shape: pool and limits.
         cost: duration of a step.
+        host: host memory as a second tier; None: there is none.
     """
 
-    def __init__(self, co: CoScheduler, shape: EngineShape, cost: CostModel) -> None:
-        self.co = co
-        self.shape = shape
+    def __init__(
+        self,
+        co: CoScheduler,
+        shape: EngineShape,
+        cost: CostModel,
+        host: HostMemory | None = None,
+    ) -> None:
+        super().__init__(co, shape, host)
         self.cost = cost
-        self._evictions = EvictionTally(co)
-        self.pool = self._make_pool()
-        self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
-        self.num_steps = 0
         self.in_flight: deque[list[Work]] = deque()
         """Planned steps whose result is still out, oldest first."""
         self._contents = Contents(shape.block_size)
-        self._watermark_blocks = int(shape.watermark * shape.num_blocks)
         self._has_preempted = False
         self._now = 0.0
         self._load = Load(sampled_at=0.0)
@@ -75,7 +56,7 @@ class Engine:
     @property
     def has_requests(self) -> bool:
         """Whether any turn is in the engine."""
-        return bool(self.running or self.waiting)
+        return bool(self.running or self.waiting or self.loading)
 
     def submit(
         self,
@@ -90,28 +71,40 @@ class Engine:
         turn = self.co.submit(request_id, session_id, num_prompt, now, max_output_tokens=reply[2])
         request = Request(turn, self._contents.path((*prompt, reply)), reply[2])
         self.waiting.append(request)
+        if self.tier is not None:
+            self.tier.arrived(request)
 
     def plan(self, now: float) -> float | None:
         """Plan one step; its duration in seconds, or None when nothing can be scheduled."""
         self._now = now
         self._before_step(now)
         chosen = self._schedule()
+        if self.tier is not None:
+            self.tier.begin(chosen, now)
         work = self._advance(chosen)
         self._after_step(work, now)
         self._evictions.tell(self._load, now)
         if not work:
+            if self.tier is not None:
+                self.tier.idle(now)
             return None
         self.num_steps += 1
+        for request, _, _ in work:
+            request.last_step = self.num_steps
         self.in_flight.append(work)
-        return self.cost.step_s([(r.num_computed - n, n) for r, n, _ in work])
+        step_s = self.cost.step_s([(r.num_computed - n, n) for r, n, _ in work])
+        return step_s if self.tier is None else self.tier.end(step_s, now)
 
     def leap(self, now: float, end: float, until: float) -> tuple[float, float]:
         """Run a stretch of decode steps; the new (now, end). See :mod:`mars.sim.leap`."""
+        if self.tier is not None:
+            return now, end
         return stock_stretch(self, now, end, until)
 
     def complete(self, now: float) -> list[str]:
         """Take the result of the oldest planned step; ids of the turns that finished."""
         self._now = now
+        self._free_fenced()
         finished: list[Request] = []
         for request, num_tokens, samples in self.in_flight.popleft():
             request.num_in_flight -= num_tokens
@@ -125,6 +118,8 @@ class Engine:
                 self.running.remove(request)
             else:
                 self.waiting.remove(request)
+        if self.tier is not None:
+            self.tier.apply()
         return [request.request_id for request in finished]
 
     def control(self, message: dict[str, Any]) -> None:
@@ -152,7 +147,7 @@ class Engine:
             kv_blocks_retained=self.num_held_blocks,
             block_size=self.shape.block_size,
             num_running=len(self.running),
-            num_waiting=len(self.waiting),
+            num_waiting=len(self.waiting) + len(self.loading),
             preemptions=co.preemptions,
             computed_tokens=co.computed_tokens,
             recomputed_tokens=co.recomputed_tokens,
@@ -185,6 +180,8 @@ class Engine:
     def _make_room(self, request: Request, num_tokens: int) -> bool:
         """Blocks for a running request, preempting from the back; False if it went itself."""
         while not self._allocate(request, num_tokens):
+            if self._is_fenced(self.running[-1]):
+                return False
             victim = self.running.pop()
             self._preempt(victim)
             if victim is request:
@@ -192,28 +189,60 @@ class Engine:
         return True
 
     def _start_waiting(self, chosen: list[tuple[Request, int]], budget: int) -> None:
-        waiting, running = self.waiting, self.running
-        skipped: list[Request] = []
-        size = self.shape.block_size
-        while budget > 0 and waiting and self._may_start(waiting[0]):
-            if len(running) >= self.shape.max_num_seqs:
+        running, limit = self.running, self.shape.max_num_seqs
+        skipped: deque[Request] = deque()
+        skipped_loading = self._passed
+        while budget > 0 and len(running) < limit:
+            queue = self.loading or self.waiting
+            if not queue or (queue is self.waiting and not self._may_start(queue[0])):
                 break
-            request = waiting[0]
-            if request.num_stale:
-                skipped.append(waiting.popleft())
+            request = queue[0]
+            if request.num_stale or not self._is_ready(request):
+                (skipped_loading if request.holds_blocks else skipped).append(queue.popleft())
                 continue
-            hits, num_hit = self.pool.lookup(request.path, (request.num_tokens - 1) // size)
-            wanted = min(request.num_tokens - num_hit * size, budget)
-            wanted = self._grant(request, num_hit * size, wanted)
-            if wanted == 0 or not self._allocate_first(request, wanted, hits, num_hit):
+            hits, num_hit, num_load = self._find(request)
+            if num_load is None:
+                skipped.append(queue.popleft())
+                continue
+            if num_load:
+                if not self._allocate_first(request, 0, hits, num_hit, num_load):
+                    break
+                skipped_loading.append(queue.popleft())
+                continue
+            num_computed = request.num_computed or num_hit * self.shape.block_size
+            wanted = min(request.num_tokens - num_computed, budget)
+            wanted = self._grant(request, num_computed, wanted)
+            if wanted == 0 or not self._allocate_first(request, wanted, hits, num_hit, 0):
                 break
-            waiting.popleft()
+            queue.popleft()
             running.append(request)
             request.is_running = True
-            request.num_computed = num_hit * size
+            request.holds_blocks = False
+            request.num_computed = num_computed
+            request.is_prefilling = num_computed + wanted < request.num_tokens
             chosen.append((request, wanted))
             budget -= wanted
-        waiting.extendleft(reversed(skipped))
+        self.waiting.extendleft(reversed(skipped))
+        self.loading.extendleft(reversed(skipped_loading))
+        skipped_loading.clear()
+
+    def _is_ready(self, request: Request) -> bool:
+        """Whether what it loads is there; if so it is cached and the turn may start."""
+        if request.is_loading:
+            return False
+        if request.holds_blocks:
+            self.pool.cache(request.table, request.path, request.table.num_blocks)
+            # The last prompt token is computed, so that the next can be sampled.
+            request.num_computed = min(request.num_computed, request.num_tokens - 1)
+        return True
+
+    def _find(self, request: Request) -> tuple[list[Hit], int, int | None]:
+        """What the GPU has of a turn, and how many blocks more the host has (None: wait)."""
+        if request.holds_blocks:
+            return [], request.table.num_blocks, 0
+        size = self.shape.block_size
+        hits, num_hit = self.pool.lookup(request.path, (request.num_tokens - 1) // size)
+        return hits, num_hit, self.tier.match(request, num_hit) if self.tier is not None else 0
 
     def _advance(self, chosen: list[tuple[Request, int]]) -> list[Work]:
         is_async = self.shape.is_async
@@ -222,8 +251,10 @@ class Engine:
             request.num_computed += num_tokens
             request.num_in_flight += num_tokens
             samples = request.num_computed >= request.num_tokens + request.num_placeholders
-            if samples and is_async:
-                request.num_placeholders += 1
+            if samples:
+                request.is_prefilling = False
+                if is_async:
+                    request.num_placeholders += 1
             work.append((request, num_tokens, samples))
         return work
 
@@ -242,45 +273,13 @@ class Engine:
         self._finish(request)
         return True
 
-    # --- memory ------------------------------------------------------------------------------
-    def _allocate(self, request: Request, num_tokens: int) -> bool:
-        """Blocks for the next tokens of a running request."""
-        size = self.shape.block_size
-        table, total = request.table, request.num_computed + num_tokens
-        missing = -(-total // size) - table.num_blocks
-        if missing > 0:
-            if missing > self.pool.num_free:
-                return False
-            self.pool.take(table, missing)
-        full = min(total, request.num_tokens) // size
-        if full > table.num_cached:
-            self.pool.cache(table, request.path, full)
-        return True
-
-    def _allocate_first(
-        self, request: Request, num_tokens: int, hits: list[Hit], num_hit: int
-    ) -> bool:
-        """Blocks for the first chunk of a waiting request, if its whole prompt fits."""
-        size, pool, table = self.shape.block_size, self.pool, request.table
-        if self.num_needed(request, hits, num_hit) > pool.num_free:
-            return False
-        total = num_hit * size + num_tokens
-        pool.adopt(table, hits)
-        pool.take(table, -(-total // size) - num_hit)
-        pool.cache(table, request.path, min(total, request.num_tokens) // size)
-        return True
-
-    def num_needed(self, request: Request, hits: list[Hit], num_hit: int) -> int:
-        """Free blocks that the whole prompt needs, those it hits among the free included."""
-        needed = -(-request.num_tokens // self.shape.block_size) - num_hit
-        needed += sum(hi - lo for extent, lo, hi in hits if not extent.tables)
-        return needed + (self._watermark_blocks if self.running else 0)
-
     def _preempt(self, request: Request) -> None:
         turn = request.turn
         turn.num_computed_tokens = request.num_computed
+        if self.tier is not None:
+            self.tier.preempted(request)
         self._free(request)
-        request.is_running = False
+        request.is_running = request.is_prefilling = False
         request.num_computed = 0
         request.num_stale = request.num_in_flight
         request.num_placeholders = 0
@@ -302,12 +301,11 @@ class Engine:
         )
         if is_held:
             self._hold(request)
+        if self.tier is not None:
+            self.tier.finished(request)
         self._free(request)
 
     # --- what a policy replaces --------------------------------------------------------------
-    def _make_pool(self) -> BlockPool:
-        return BlockPool(self.shape.num_usable_blocks, self._evictions.take)
-
     def _before_step(self, now: float) -> None:
         self.co.expired(self._load, now)  # nothing is ever held: forgets idle sessions
 
@@ -333,9 +331,6 @@ class Engine:
 
     def _hold(self, request: Request) -> None:
         pass
-
-    def _free(self, request: Request) -> None:
-        self.pool.free(request.table, request.session_id)
 
 
 def _is_last_token_planned(request: Request) -> bool:

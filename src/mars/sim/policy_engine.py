@@ -59,6 +59,8 @@ class PolicyEngine(Engine):
 
     # --- stretches of decode -----------------------------------------------------------------
     def leap(self, now: float, end: float, until: float) -> tuple[float, float]:
+        if self.tier is not None:
+            return now, end
         return policy_stretch(self, now, end, until)
 
     @property
@@ -182,13 +184,13 @@ class PolicyEngine(Engine):
         return False
 
     def _allocate_first(
-        self, request: Request, num_tokens: int, hits: list[Hit], num_hit: int
+        self, request: Request, num_tokens: int, hits: list[Hit], num_hit: int, num_load: int
     ) -> bool:
-        if super()._allocate_first(request, num_tokens, hits, num_hit):
+        if super()._allocate_first(request, num_tokens, hits, num_hit, num_load):
             return True
         for session_id in self._reclaimable(request):
             self._release(session_id, "pressure")
-            if super()._allocate_first(request, num_tokens, hits, num_hit):
+            if super()._allocate_first(request, num_tokens, hits, num_hit, num_load):
                 return True
         self._refused = (request.request_id, self.pool.num_free)
         return False
@@ -197,9 +199,6 @@ class PolicyEngine(Engine):
         if not self.co.held:
             return []
         return self.co.held.reclaimable(request.turn, self.pool.num_free, self._load, self._now)
-
-    def _free(self, request: Request) -> None:
-        self.pool.free(request.table, request.session_id)
 
     def _hold(self, request: Request) -> None:
         table = self._held[request.session_id] = self.pool.share(request.table)

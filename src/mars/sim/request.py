@@ -18,14 +18,19 @@ class Request:
     """
 
     __slots__ = (
+        "holds_blocks",
         "is_finished",
+        "is_loading",
+        "is_prefilling",
         "is_running",
+        "last_step",
         "max_tokens",
         "num_computed",
         "num_in_flight",
         "num_placeholders",
         "num_prompt",
         "num_stale",
+        "num_stored",
         "num_tokens",
         "path",
         "position",
@@ -51,6 +56,16 @@ class Request:
         """Output tokens of such steps (async pipeline)."""
         self.num_stale = 0
         """Of the tokens in flight, those from before a preemption."""
+        self.last_step = 0
+        """Number of the last step it was in."""
+        self.num_stored = 0
+        """Leading blocks that were offered to host memory."""
+        self.holds_blocks = False
+        """It waits, and has blocks: they are copied from host memory, or were."""
+        self.is_loading = False
+        """They still are."""
+        self.is_prefilling = False
+        """Admitted with more than one chunk to compute, and not done with them."""
         self.is_running = False
         self.is_finished = False
         self.position = 0

@@ -11,6 +11,7 @@ from typing import Any
 from mars.bench.ideal import ideal_time_s
 from mars.bench.metrics import summarise
 from mars.bench.result import Result, RunTotals, SessionRecord
+from mars.core.copies import HostMemory
 from mars.core.coscheduler import CoScheduler
 from mars.core.cost import CostModel
 from mars.core.events import Event
@@ -43,6 +44,7 @@ class SimConfig:
         num_cpus: cores that tools may use.
         tool_slots: tools that run at once; None: one per core.
         kv_tokens: KV pool.
+        host_kv_tokens: KV that host memory takes, as vLLM's native offloading; 0: none.
         is_async: plan a step while the one before still runs, vLLM's default on GPUs.
         control_interval_s: between two moves of the admission window.
         retention: hard bounds on held KV.
@@ -60,6 +62,7 @@ class SimConfig:
     num_cpus: int = 8
     tool_slots: int | None = None
     kv_tokens: int | None = None
+    host_kv_tokens: int = 0
     block_size: int = 16
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -77,6 +80,7 @@ class Machine:
 
     shape: EngineShape
     cost: CostModel
+    host: HostMemory | None = None
 
     @classmethod
     def of(cls, config: SimConfig) -> Machine:
@@ -101,7 +105,12 @@ class Machine:
             watermark=config.watermark,
             is_async=config.is_async,
         )
-        return cls(shape, profile.cost)
+        host = None
+        if config.host_kv_tokens:
+            size = profile.kv_bytes_per_token * config.block_size
+            num_blocks = config.host_kv_tokens // config.block_size
+            host = HostMemory(profile.host_link, size, num_blocks)
+        return cls(shape, profile.cost, host)
 
 
 MakeEngine = Callable[[SimConfig, Machine, Callable[[Event], None]], EngineModel]
@@ -120,7 +129,7 @@ def simulated_engine(config: SimConfig, machine: Machine, emit: Callable[[Event]
         limits=config.retention,
     )
     kind = Engine if policy.keeps_engine_order else PolicyEngine
-    return kind(co, machine.shape, machine.cost)
+    return kind(co, machine.shape, machine.cost, machine.host)
 
 
 def simulate(
