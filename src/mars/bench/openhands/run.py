@@ -202,14 +202,7 @@ class Deployment:
         scale, slots = scenario.machine.time_scale, scenario.machine.tool_slots
         line = _timeline(folder / "events.jsonl", fleet.started_at, scale)
         if line is not None:
-            known = [msgspec.structs.replace(r) for r in records]
-            for record in known:
-                record.session_id = conversation_id(record.session_id, scenario.seed)
-            fill_records(known, line)
-            for record, filled in zip(records, known, strict=True):
-                for name in SessionRecord.__struct_fields__:
-                    if name != "session_id":
-                        setattr(record, name, getattr(filled, name))
+            _fill(records, line, scenario.seed)
         for record in records:
             if record.sct_s is None and record.error is None:
                 record.error = reason or "not finished"
@@ -255,6 +248,22 @@ class Deployment:
         title = self.experiment.scenario.title
         path = write_report(self.out, plotted, title=title, lead=lead, command=command)
         self.console.print(f"Report: {path}", highlight=False, soft_wrap=True)
+
+
+def _fill(records: Sequence[SessionRecord], line: Timeline, seed: int) -> None:
+    """Add what engine and tool server saw, under the ids of the conversations."""
+    names = [record.session_id for record in records]
+    for record in records:
+        record.session_id = conversation_id(record.session_id, seed)
+    fill_records(records, line)
+    views = {v.session_id: v for v in [*line.fold.ended.values(), *line.fold.sessions.values()]}
+    for name, record in zip(names, records, strict=True):
+        view = views.get(record.session_id)
+        if view is not None:
+            record.num_turns, record.num_tool_calls = view.num_turns, len(view.tools)
+            record.prompt_tokens = sum(turn.num_prompt_tokens for turn in view.turns)
+            record.output_tokens = sum(turn.num_output_tokens for turn in view.turns)
+        record.session_id = name
 
 
 def _timeline(path: Path, started_at: float, scale: float) -> Timeline | None:
