@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,7 +96,7 @@ def test_nobody_is_paused_unboundedly(steps: list[tuple[int, float]], limit_s: f
         assert all(s.paused_s <= limit_s + longest_s for s in crowd.sessions.values())
 
 
-def loaded(used_tokens: int, policy_name: str) -> tuple[object, ActiveSet, Load]:
+def loaded(used_tokens: int, policy_name: str) -> tuple[Any, ActiveSet, Load]:
     policy = admission_policies.create(policy_name)
     crowd = active(
         session("small", context_tokens=20_000, arrival_time=1.0),

@@ -170,7 +170,8 @@ class TurnWatch:
     def end(self, outcome: str) -> None:
         """The reply is complete (``stop``), broken (``error``) or given up (``abort``)."""
         turns, reader = self._turns, self._reader
-        if outcome == "abort" and reader is not None and reader.is_over:
+        has_all = reader is not None and reader.is_over and not self._kept
+        if outcome == "abort" and reader is not None and has_all:
             outcome = "stop"
             if not self._is_complete and not self.is_side:
                 reader.finish()
