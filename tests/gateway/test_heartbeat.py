@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 import aiohttp
 import msgspec
 import pytest
-from openai.types.responses import Response
 
 from mars.gateway.heartbeat import heartbeat_of
 from tests.gateway.conftest import TIMEOUT_S, Site, make_site
@@ -21,9 +20,11 @@ async def full() -> AsyncIterator[Site]:
         yield site
 
 
-async def held_request(site: Site, path: str, *, stream: bool) -> aiohttp.ClientResponse:
+async def held_request(
+    site: Site, path: str, *, stream: bool, **headers: str
+) -> aiohttp.ClientResponse:
     """A request of a held session, once its head and a first heartbeat are there."""
-    url, headers = f"{site.url}/v1/{path}", {"X-Session-ID": "held"}
+    url, headers = f"{site.url}/v1/{path}", {"X-Session-ID": "held", **headers}
     async with asyncio.timeout(TIMEOUT_S):
         return await site.client.post(url, json={"stream": stream}, headers=headers)
 
@@ -35,6 +36,7 @@ async def held_request(site: Site, path: str, *, stream: bool) -> aiohttp.Client
         ("completions", True, b": keep-alive\n\n"),
         ("chat/completions", False, b" \n"),
         ("responses", False, b" \n"),
+        ("responses", True, b": keep-alive\n\n"),
     ],
 )
 async def test_a_held_client_gets_signs_of_life_beyond_any_budget_then_the_reply(
@@ -53,11 +55,10 @@ async def test_a_held_client_gets_signs_of_life_beyond_any_budget_then_the_reply
         assert msgspec.json.decode(content)["id"] == "cmpl-fake"
 
 
-async def test_responses_clients_see_the_reply_in_progress(full: Site) -> None:
-    async with await held_request(full, "responses", stream=True) as response:
-        begun = await response.content.readuntil(b"\n\n")
+async def test_codex_sees_the_reply_in_progress(full: Site) -> None:
+    agent = {"User-Agent": "codex_exec/0.169.0"}
+    async with await held_request(full, "responses", stream=True, **agent) as response:
         event, data = (await response.content.readuntil(b"\n\n")).strip().split(b"\n")
-    assert begun.startswith(b"event: response.created\n")
     assert event == b"event: response.in_progress"
     told = msgspec.json.decode(data.removeprefix(b"data: "))
     assert (told["type"], told["response"]["status"]) == ("response.in_progress", "in_progress")
@@ -88,10 +89,10 @@ async def test_a_client_that_leaves_between_heartbeats_is_waited_for_no_longer(f
     assert full.gateway.admission.num_held == 1  # nobody to let in
 
 
-def test_a_held_response_begins_as_the_openai_package_wants_it() -> None:
-    held = heartbeat_of(b"/v1/responses", is_stream=True)
-    assert held is not None
-    parts = (held.first + held.chunk).split(b"data: ")[1:]
-    events = [msgspec.json.decode(part.partition(b"\n")[0]) for part in parts]
-    assert [event["type"] for event in events] == ["response.created", "response.in_progress"]
-    Response.model_validate(events[0]["response"])
+def test_only_codex_gets_events_of_a_response_that_never_comes() -> None:
+    codex = heartbeat_of(b"/v1/responses", is_stream=True, is_codex=True)
+    other = heartbeat_of(b"/v1/responses", is_stream=True)
+    assert codex is not None
+    assert other is not None
+    assert codex.chunk.startswith(b"event: response.in_progress\n")
+    assert other.chunk == b": keep-alive\n\n"

@@ -12,35 +12,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _SSE = b"text/event-stream; charset=utf-8"
-_HELD = (
-    b'"sequence_number":0,"response":{"id":"resp_held","object":"response","created_at":0,'
-    b'"status":"in_progress","model":"","output":[],"tools":[],"tool_choice":"auto",'
-    b'"parallel_tool_calls":true}}\n\n'
+_IN_PROGRESS = (
+    b"event: response.in_progress\n"
+    b'data: {"type":"response.in_progress","sequence_number":0,"response":'
+    b'{"id":"resp_held","object":"response","status":"in_progress","output":[]}}\n\n'
 )
-_CREATED = b'event: response.created\ndata: {"type":"response.created",' + _HELD
-_IN_PROGRESS = b'event: response.in_progress\ndata: {"type":"response.in_progress",' + _HELD
 
 
 @dataclass(slots=True, frozen=True)
 class Heartbeat:
-    """Content type of the reply, what is sent again and again before it, and what comes
-    before all that."""
+    """Content type of the reply, and what is sent again and again before it."""
 
     content_type: bytes
     chunk: bytes
-    first: bytes = b""
-    """The openai package takes no other event of a response before this one."""
 
 
 _COMMENT = Heartbeat(_SSE, b": keep-alive\n\n")
-_EVENT = Heartbeat(_SSE, _IN_PROGRESS, _CREATED)
+_EVENT = Heartbeat(_SSE, _IN_PROGRESS)
 _SPACE = Heartbeat(b"application/json", b" \n")
 
 
-def heartbeat_of(path: bytes, *, is_stream: bool) -> Heartbeat | None:
-    """The heartbeat of an API, or None where its clients bear none."""
+def heartbeat_of(path: bytes, *, is_stream: bool, is_codex: bool = False) -> Heartbeat | None:
+    """The heartbeat of an API, or None where its clients bear none.
+
+    Codex waits for events, and takes those of a response that never comes; the openai
+    package takes comments, and no event of a response but the one it gets in the end.
+    """
     if path == b"/v1/messages":
         return None
     if not is_stream:
         return _SPACE
-    return _EVENT if path == b"/v1/responses" else _COMMENT
+    return _EVENT if path == b"/v1/responses" and is_codex else _COMMENT

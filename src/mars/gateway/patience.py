@@ -97,6 +97,8 @@ def patience_of(
     """
     family = family_of(headers)
     # Comments break the parser of Gemini's client, which repeats the request.
-    heartbeat = None if family is Family.GEMINI else heartbeat_of(path, is_stream=is_stream)
+    is_codex = family is Family.CODEX
+    heartbeat = heartbeat_of(path, is_stream=is_stream, is_codex=is_codex)
+    heartbeat = None if family is Family.GEMINI else heartbeat
     silent_s = budget_s or SILENT_S.get(family, UNKNOWN_S)
     return Patience(heartbeat, silent_s if heartbeat is None else None, silent_s)

@@ -102,8 +102,6 @@ class Reply:
         if not self.status:
             self.is_early = True
             await self.start(200, [(b"content-type", heartbeat.content_type)])
-            if heartbeat.first:
-                await self.body(heartbeat.first)
         await self.body(heartbeat.chunk)
 
     async def fail(self, error: ApiError) -> None:
