@@ -44,9 +44,11 @@ class SessionLengths:
         self._kinds: dict[int, _Sum] = {}
         self._late: dict[int, _Sum] = {}
         self._all = _Sum()
+        self._handicaps: dict[int, float] = {}
 
     def ended(self, first_tokens: int, seconds: float) -> None:
         """A session that began with so many tokens lasted so long."""
+        self._handicaps = {}
         self._all.add(max(0.0, seconds), MEMORY)
         kind = self._kinds.setdefault(_octave(first_tokens), _Sum())
         kind.add(max(0.0, seconds), MEMORY)
@@ -60,6 +62,7 @@ class SessionLengths:
                 kind = late.setdefault(_octave(first_tokens), _Sum())
                 kind.add(STILL_TO_COME * age_s, 1.0)
         self._late = late
+        self._handicaps = {}
 
     def expected_s(self, first_tokens: int) -> float:
         """Seconds that a session with such a first prompt is expected to last; 0: unknown."""
@@ -81,6 +84,13 @@ class SessionLengths:
 
         One half while nothing is known, and for everybody where kinds do not differ.
         """
+        octave = _octave(first_tokens)
+        known = self._handicaps.get(octave)
+        if known is None:
+            known = self._handicaps[octave] = self._handicap(first_tokens)
+        return known
+
+    def _handicap(self, first_tokens: int) -> float:
         expected_s, mean_s = self.expected_s(first_tokens), self.mean_s
         if mean_s <= ALIKE * expected_s and expected_s <= ALIKE * mean_s:
             return 0.5

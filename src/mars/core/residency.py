@@ -174,8 +174,7 @@ class Residency:
         """
         state = session.policy_state
         first_tokens = state.first_tokens if isinstance(state, Share) else 0
-        lead_s = self.rules.most_lead_s * self.lengths.handicap(first_tokens)
-        return session.arrival_time + lead_s
+        return session.arrival_time + self.rules.most_lead_s * self.lengths.handicap(first_tokens)
 
     def plan(self, turns: Iterable[Turn], load: Load, now: float) -> None:
         """Renew the plan if something changed; without a known pool nobody is blocked."""
