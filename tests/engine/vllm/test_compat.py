@@ -119,11 +119,14 @@ def test_the_documentation_lists_every_seam() -> None:
     assert not missing
 
 
-def config(*, chunked: bool = True, caching: bool = True, diffusion: bool = False) -> Any:
+def config(
+    *, chunked: bool = True, caching: bool = True, diffusion: bool = False, connector: Any = None
+) -> Any:
     return SimpleNamespace(
         scheduler_config=SimpleNamespace(enable_chunked_prefill=chunked),
         cache_config=SimpleNamespace(enable_prefix_caching=caching),
         model_config=SimpleNamespace(is_diffusion=diffusion),
+        kv_transfer_config=connector,
     )
 
 
@@ -160,6 +163,14 @@ def test_what_an_engine_lets_a_policy_do_is_said_with_the_reason(
     can = abilities(engine, kv)
     assert (can.caps_prefill, can.holds_kv) == (caps, holds)
     assert [reason in said for said in can.reasons] == ([True] if reason else [])
+
+
+def test_a_connector_is_refused_on_a_vllm_that_can_stand_still_with_it() -> None:
+    with_connector = cast(Any, config(connector="OffloadingConnector"))
+    with pytest.raises(UnsupportedEngineError, match=r"0\.30\.0.*upgrade vLLM to 0\.31"):
+        check_config(with_connector, "0.30.0")
+    check_config(with_connector, "0.31.0")
+    check_config(cast(Any, config()), "0.30.0")
 
 
 def test_a_diffusion_model_is_refused_with_the_way_out() -> None:

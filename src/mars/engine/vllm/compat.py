@@ -24,6 +24,9 @@ from mars.engine.vllm.blocks import ValueOrderedBlocks
 
 OLDEST = (0, 30)
 NEWEST = (0, 33)
+CONNECTORS_SINCE = (0, 31)
+"""On 0.30, loads that fail leave the engine standing still under a policy that gates starts
+(tests/engine/vllm/test_features_connector.py)."""
 """Minors that were tried (docs/vllm.md); a newer one runs if every seam is there."""
 
 SEAMS: dict[type, tuple[str, ...]] = {
@@ -102,8 +105,7 @@ def check_seams(version: str | None = None) -> None:
     """
     version = version or vllm_version()
     supported = f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
-    match = re.match(r"(\d+)\.(\d+)", version)
-    if match and (int(match[1]), int(match[2])) < OLDEST:
+    if (release := _release(version)) and release < OLDEST:
         raise UnsupportedEngineError(
             f"vLLM {version} is older than what MARS runs on ({supported}): upgrade vLLM"
         )
@@ -144,8 +146,13 @@ def _is_there(owner: type, name: str) -> bool:
     return member is not None and not getattr(member, "__isabstractmethod__", False)
 
 
-def check_config(vllm_config: VllmConfig) -> None:
-    """Refuse a configuration that vLLM schedules in another way than by ``Scheduler``.
+def _release(version: str) -> tuple[int, int] | None:
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def check_config(vllm_config: VllmConfig, version: str | None = None) -> None:
+    """Refuse a configuration that cannot work under MARS.
 
     Raises:
         UnsupportedEngineError: names what is configured, and what to do.
@@ -155,6 +162,14 @@ def check_config(vllm_config: VllmConfig) -> None:
             "this is a diffusion language model, which vLLM schedules canvas by canvas with a "
             "scheduler of its own: run it without --scheduler-cls; `mars gateway` alone still "
             "controls admission."
+        )
+    version = version or vllm_version()
+    release = _release(version)
+    if vllm_config.kv_transfer_config is not None and release and release < CONNECTORS_SINCE:
+        raise UnsupportedEngineError(
+            f"a KV connector on vLLM {version} can stand still after a failed load: upgrade vLLM "
+            f"to {'.'.join(map(str, CONNECTORS_SINCE))} or later, or drop --kv-transfer-config "
+            "and --kv-offloading-size."
         )
 
 
