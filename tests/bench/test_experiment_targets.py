@@ -24,7 +24,7 @@ CURVE = {0.01: (1.0, 1.0, 1.0, 1.005), 0.2: (5.0, 3.1, 4.0, 2.0), 0.5: (9.0, 6.0
 def test_each_target_says_what_was_measured_and_whether_it_is_met(experiment: Experiment):
     found = {t.text: t for t in targets(experiment, measured(experiment, CURVE))}
     overload = found["mean >= 2x better than every baseline as published"]
-    assert overload.measured == "3.00 [3.00, 3.00] (fcfs)"
+    assert overload.measured == "3.000 [3.000, 3.000] (fcfs)"
     assert overload.is_met
     assert not found["mean >= 4x better than plain FCFS"].is_met
     knee = found["mean >= 1.3x better than the strongest baseline"]

@@ -224,8 +224,8 @@ def _least_of(text: str, where: str, ratios: Sequence[tuple[Interval, str]], goa
     if not ratios:
         return Target(text, where, "-", None)
     times, label = min(ratios, key=lambda pair: pair[0].estimate)
-    bounds = "" if times.low is None else f" [{times.low:.2f}, {times.high:.2f}]"
-    return Target(text, where, f"{times.estimate:.2f}{bounds} ({label})", times.estimate >= goal)
+    bounds = "" if times.low is None else f" [{times.low:.3f}, {times.high:.3f}]"
+    return Target(text, where, f"{times.estimate:.3f}{bounds} ({label})", times.estimate >= goal)
 
 
 def _place(point: Point) -> str:
