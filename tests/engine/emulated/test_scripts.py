@@ -84,7 +84,7 @@ def test_a_forced_call_is_nothing_but_calls_and_keeps_its_mark(book: ScriptBook)
     reply = book.reply(prompt(BASH), is_forced=True)
     assert reply.startswith("<tool_call>")
     assert reply.endswith("</tool_call>")
-    assert called(reply)["arguments"] == {"command": "ls  # [[mars:task-1:0]]"}
+    assert called(reply)["arguments"] == {"command": "ls\n# [[mars:task-1:0]]"}
 
 
 def test_side_calls_and_strangers_get_a_few_words(book: ScriptBook) -> None:

@@ -245,7 +245,7 @@ class EmulatedExecutor(Executor):
         if self._book is not None and not any(name.startswith("mars_") for name in script):
             # Token by token: thirty times faster than the tokenizer, and marks are ASCII.
             text = "".join(map(self._letters.__getitem__, prompt))
-            is_forced = sampling is not None and sampling.structured_outputs is not None
+            is_forced = _demands_call(sampling)
             script = {"mars_reply_text": self._book.reply(text, is_forced=is_forced)}
         return Script(len(prompt), reply_tokens(script, prompt, max_tokens, self._encode))
 
@@ -283,6 +283,16 @@ def _profile(additional_config: Any) -> tuple[Profile, float]:
     if time_scale <= 0:
         raise ValueError(f"time_scale = {time_scale:g}; must be > 0 (1: as fast as the profile)")
     return load_profile(spec), time_scale
+
+
+def _demands_call(sampling: Any) -> bool:
+    """Whether the grammar of a request has room for tool calls only.
+
+    Strict tools give it a grammar, too; text may go before the tags that trigger that one.
+    """
+    outputs = getattr(sampling, "structured_outputs", None)
+    tag = getattr(outputs, "structural_tag", None)
+    return bool(tag) and "triggered_tags" not in str(tag)
 
 
 def _book(additional_config: Any) -> ScriptBook | None:

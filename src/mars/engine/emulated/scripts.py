@@ -137,7 +137,9 @@ class ScriptBook:
         calls = [_render(call, tools) for call in step.calls]
         if not calls:
             calls = _finish(text, tools, is_shell_only=is_shell_only)
-        return _forced(calls, mark) if is_forced else "\n".join([text, *map(_marked, calls)])
+        if is_forced and calls:
+            return _forced(calls, mark)
+        return "\n".join([text, *map(_marked, calls)])
 
 
 def offered_tools(prompt: str) -> dict[str, Mapping[str, Any]]:
@@ -236,6 +238,6 @@ def _forced(calls: Iterable[ToolCall], mark: str) -> str:
         marked = dict(arguments)
         for field in _COMMAND_FIELDS:
             if isinstance(marked.get(field), str):
-                marked[field] += f"  # {mark}"
+                marked[field] += f"\n# {mark}"
         written.append(_marked((name, marked)))
     return "".join(written)
