@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import json
 import resource
 import sys
@@ -96,10 +95,18 @@ def main() -> None:
             except TimeoutError:
                 outcomes.append(Outcome(name, lost={"not_finished_in_time": 1}))
         print(f"{time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-    if options.json:
-        rows = [dataclasses.asdict(out) for out in outcomes]
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(outcomes))
+    if options.json:
+        rows = [
+            {
+                "fault": out.fault,
+                "clients_saw": dict(out.clients_saw),
+                "lost": out.lost,
+                "noted": out.noted,
+            }
+            for out in outcomes
+        ]
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if not all(out.is_nothing_lost for out in outcomes):
         sys.exit("something was lost")
 

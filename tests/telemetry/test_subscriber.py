@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,20 @@ async def test_a_reader_that_starts_again_goes_on_where_it_stopped(
         assert later.events("tool_queued")[:3] == [queued(1), queued(2), queued(3)]
     finally:
         later.subscriber.close()
+
+
+async def test_a_new_reader_gets_what_was_sent_before_its_subscription_arrived(
+    engine: Engine, listener: Listener
+) -> None:
+    now = time.monotonic()
+    engine.unheard(queued(1))  # long before
+    early = ToolQueued(time=now, session_id="s", tool_call_id="early", tool_name="bash")
+    engine.unheard(early)
+    await listener.hear(engine, queued(0))
+    assert listener.events("tool_queued")[0] == early
+    assert listener.seqs()[0] == 2
+    assert whole(listener.seqs())
+    assert listener.events("events_dropped") == []
 
 
 async def test_a_position_of_another_instance_is_a_restart(engine: Engine, tmp_path: Path) -> None:

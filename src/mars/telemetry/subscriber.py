@@ -9,6 +9,7 @@ engine keeps no more is reported lost. An engine that starts again has a new ins
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -94,7 +95,7 @@ class EventSubscriber:
         endpoint: what the engine binds; it may bind later, or again.
         rank: data-parallel rank of the engine.
         replay: whom to ask for missed events. None: they are lost.
-        position: how far an earlier reader got; None: begin with what comes first.
+        position: how far an earlier reader got; None: begin with what is sent from now on.
         hwm: batches queued here before ZMQ drops them.
     """
 
@@ -114,6 +115,7 @@ class EventSubscriber:
         self._open_requests: dict[str, None] = {}
         self._retentions: dict[str, None] = {}
         self._is_joined = False
+        self._born_at = time.monotonic()
         self._pending: tuple[str, list[Record]] | None = None
         self.rank = rank
         self.position = position
@@ -152,7 +154,8 @@ class EventSubscriber:
         """The next events of an instance, as far as this batch at most."""
         out: list[Record] = []
         if self.position is None or not self._is_joined or self.position.instance != instance:
-            out.append(self._join(instance, batch[0].seq, batch[0].event.time))
+            first = await self._since_born(instance, batch[0].seq)
+            out.append(self._join(instance, first, batch[0].event.time))
         assert self.position is not None
         end = batch[0].seq - 1
         fetched = await self._missed(instance, self.position.seq + 1, end)
@@ -161,6 +164,13 @@ class EventSubscriber:
         for record in (*fetched, *(batch if is_whole else ())):
             out += self._next(record)
         return out
+
+    async def _since_born(self, instance: str, first: int) -> int:
+        """Where a reader without a position begins: at what was sent since it connected."""
+        if self.position is not None or self._replay is None or first == 1:
+            return first
+        early, _ = await self._replay.fetch(instance, max(1, first - REPLAY_CHUNK), first - 1)
+        return min((r.seq for r in early if r.event.time >= self._born_at), default=first)
 
     async def _missed(self, instance: str, start: int, end: int) -> list[Record]:
         """The first events from ``start`` to ``end`` that can be had again; maybe not all."""
