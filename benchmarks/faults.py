@@ -65,7 +65,9 @@ def table(outcomes: list[Outcome]) -> str:
     for out in outcomes:
         saw = ", ".join(f"{count:,} x {what}" for what, count in out.clients_saw.items()) or "-"
         lost = {name: count for name, count in out.lost.items() if count}
-        what = "nothing" if not lost else f"**{words(lost)}**"
+        told = out.noted.get("told_lost", 0)
+        what = f"{told:,} events, and says so" if told else "nothing"
+        what = f"**{words(lost)}**" if lost else what
         lines.append(f"| {out.fault} | {saw} | {what} | {words(out.noted) or '-'} |")
     checked = sorted({name.replace("_", " ") for out in outcomes for name in out.lost})
     lines += ["", f"Counted as lost, and zero where it says nothing: {', '.join(checked)}."]
