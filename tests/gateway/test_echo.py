@@ -108,3 +108,12 @@ async def test_an_agent_that_sends_no_id_is_one_session_until_its_final_answer(
     later = [ASK, {"role": "assistant", "content": "All done."}, ASK]
     assert await ask(site, later, stream=stream) == answers["one"]
     await site.event("session_arrived", session_id=answers["one"], generation=1)
+
+
+def test_ids_within_text_are_the_last_to_be_asked() -> None:
+    index = EchoIndex()
+    index.remember("s", reply(["chatcmpl-tool-0123abcd"]))
+    told = "Calling tools: [{'id': 'chatcmpl-tool-0123abcd', 'function': 'bash'}]"
+    body = peek(msgspec.json.encode({"messages": [{"role": "assistant", "content": told}]}))
+    assert body is not None
+    assert index.find(body) == "s"

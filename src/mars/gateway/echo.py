@@ -9,6 +9,7 @@ wrong merge is worse than a new session.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,6 +23,11 @@ MAX_KEYS = 50_000
 """Echoes remembered, about 15 MB of them; a thousand sessions of fifty turns (chosen)."""
 MAX_LOOKUPS = 64
 """Of one request, newest first: an agent's last turn is what tells."""
+
+
+_MENTIONED = re.compile(rb"\b(?:chatcmpl-tool-|call_|toolu_)[0-9A-Za-z]{8,}")
+"""Ids of tool calls within text, as vLLM, OpenAI and Anthropic make them: smolagents tells
+its history in words."""
 
 
 class EchoIndex:
@@ -82,6 +88,8 @@ def echoes(body: Peek) -> Iterator[str]:
             text = _text(turn.get("content"))
             if text:
                 yield f"text:{text_hash(text)}"
+    for call_id in reversed(_MENTIONED.findall(bytes(body.messages))):
+        yield f"call:{call_id.decode()}"
 
 
 def _call_ids(turn: dict[str, Any]) -> Iterator[str]:
