@@ -28,7 +28,8 @@ class Mars(BaseAdmission):
     when they do not fit; in front of a stock engine ``working-set`` (1.3, nobody
     discounted) is the better choice.
 
-    CPU: nobody, or one session every ``pace_s``, while tools queue (:class:`CpuGate`).
+    CPU: as many sessions as the tool slots feed, then one every ``pace_s``, then none
+    (:class:`CpuGate`).
 
     Order: ``held since + most_lead_s x handicap`` of the kind (:class:`SessionLengths`), so
     short kinds go first. Who does not fit is passed by others that do until it has waited
@@ -67,7 +68,7 @@ class Mars(BaseAdmission):
         self.projection.saw(load)
         self.projection.watched(active)
         self.queue.watched(active, now)
-        self.cpus.update(load, now)
+        self.cpus.update(load, len(active), now)
 
     def on_end(self, session: Session, now: float) -> None:
         self.projection.ended(session)
@@ -85,7 +86,7 @@ class Mars(BaseAdmission):
             chosen = fitting(
                 queue,
                 budget=self.target * self.projection.pool_tokens - used,
-                slots=self.cpus.room(now) if len(active) else math.inf,
+                slots=self.cpus.room(len(active), now) if len(active) else math.inf,
                 size=lambda h: h.num_prompt_tokens + ahead,
                 may_pass=lambda h: now - h.held_since <= self.queue.patience_s(h, self.overdue_s),
             )
