@@ -132,7 +132,7 @@ def test_express_calls_pass_full_slots_as_in_the_tool_pool() -> None:
 
 def test_slots_that_a_policy_adds_are_offered_too() -> None:
     class TwoPerCore(BaseToolPolicy):
-        def slots(self, load: Load, now: float) -> int:
+        def slots(self, load: Load, now: float) -> int | None:
             return 4
 
     bench = Bench(num_cores=2, num_slots=2, policy=TwoPerCore())
