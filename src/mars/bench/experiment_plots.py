@@ -2,7 +2,7 @@
 """Figures of an experiment: measures against load, or side by side where there is one load.
 
 A contender keeps its colour in all figures: solid under its own admission, dashed under its
-best static cap. Bands are 95% intervals of the mean over seeds.
+best static cap. Bands are 95% intervals of the mean over seeds: of ours, or none could be seen.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ COLOURS = (
     "#882255",
     "#117733",
     "#b2b2d8",
+    "#999933",
+    "#332288",
 )
 OURS = "#d55e00"
 """The contender that the experiment is about; nobody else has this colour."""
-MARKS = "osD^vP*XdpH"
+MARKS = "osD^vP*XdpHh8"
 
 
 def colour_of(contender: str, contenders: Sequence[str], ours: str | None) -> str:
@@ -179,7 +181,7 @@ def _line(
     width = 2.4 if look["color"] == OURS else 1.2
     axis.plot(xs, [i.estimate for _, i in drawn], label=label, lw=width, markersize=3.5, **look)
     bounded = [(x, i.low, i.high) for x, i in drawn if i.low is not None and i.high is not None]
-    if bounded and "linestyle" not in look:
+    if bounded and look["color"] == OURS:
         xs, low, high = zip(*bounded, strict=True)
         axis.fill_between(xs, low, high, color=look["color"], alpha=0.1, lw=0)
 
