@@ -79,9 +79,7 @@ def test_everybody_is_there_once_and_no_tenant_overtakes_itself(
 
 @pytest.mark.parametrize("policy", ["cap:2", "working-set", "mars", "concur:2"])
 def test_policies_follow_the_fair_order(policy: str) -> None:
-    load = Load(
-        sampled_at=0.0, kv_blocks_total=10_000, kv_blocks_free=10_000, kv_blocks_retained=0
-    )
+    load = Load(sampled_at=0.0, kv_blocks_total=10_000, kv_blocks_free=10_000, kv_blocks_retained=0)
     queue = [held(f"flood{i}", "loud", 0.0, 60_000) for i in range(9)]
     queue.append(held("one", "quiet", 1.0, 1_000))
     chosen = admission_policies.create(policy).admit(
