@@ -103,6 +103,30 @@ def test_iteration_continues_behind_the_cursor() -> None:
     assert ids(list(b.queue.iter_blocks_after(None))) == [0, 1, 2]
 
 
+def test_iteration_goes_through_every_list_in_eviction_order_from_any_cursor() -> None:
+    b = Blocks(9)
+    taken = b.queue.popleft_n(7)
+    b.free_cached("dear", taken[:2])
+    b.free_cached("cheap", taken[2:4])
+    b.free_cached("middle", taken[4:6])
+    b.values.update(cheap=1.0, middle=2.0, dear=3.0)
+    everything = ids(b.queue.get_all_free_blocks())
+    assert everything == [7, 8, 2, 3, 4, 5, 0, 1]
+    for at, number in enumerate(everything):
+        behind = b.queue.iter_blocks_after(b.blocks[number])
+        assert ids(list(behind)) == everything[at + 1 :]
+    in_use = taken[6]
+    assert ids(list(b.queue.iter_blocks_after(in_use))) == everything
+
+
+def test_a_look_at_the_first_blocks_neither_ranks_nor_lists_the_others() -> None:
+    b = Blocks(4)
+    b.free_cached("a", b.queue.popleft_n(2))
+    before = b.now
+    assert next(b.queue.iter_blocks_after(None)).block_id == 2
+    assert b.now == before
+
+
 class Conservation(RuleBasedStateMachine):
     """However blocks go in and out, none is lost and none is there twice."""
 

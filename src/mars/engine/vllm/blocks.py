@@ -132,11 +132,22 @@ class ValueOrderedBlocks:
         return blocks
 
     def iter_blocks_after(self, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
-        """Free blocks behind ``cursor`` in eviction order (vLLM's simple KV offload)."""
-        blocks = self.get_all_free_blocks()
-        if cursor is not None and cursor in blocks:
-            blocks = blocks[blocks.index(cursor) + 1 :]
-        return iter(blocks)
+        """Free blocks behind ``cursor`` in eviction order; all of them for one that is not free.
+
+        vLLM's simple KV offload asks at each step and stops early: O(1) per block that is
+        looked at. No block may come or go meanwhile.
+        """
+        owner = None if cursor is None else self._list_of.get(cursor.block_id)
+        if owner is None:
+            yield from _behind(self._plain, cursor)
+        if self._is_unranked():
+            self._rank()
+        order = [name for _, name in reversed(self._order)]
+        if owner is not None:
+            yield from _behind(self._by_owner[owner], cursor)
+            order = order[order.index(owner) + 1 :]
+        for name in order:
+            yield from _behind(self._by_owner[name], None)
 
     # --- what the plug-in calls ----------------------------------------------------------
     def use(self, session_id: str, blocks: Iterable[KVCacheBlock]) -> None:
@@ -180,9 +191,12 @@ class ValueOrderedBlocks:
         return queue.num_free_blocks if queue else 0
 
     def _least(self) -> tuple[float, str]:
-        if not self._order or self._clock() - self._ranked_at >= self.RERANK_S:
+        if self._is_unranked():
             self._rank()
         return self._order[-1]
+
+    def _is_unranked(self) -> bool:
+        return not self._order or self._clock() - self._ranked_at >= self.RERANK_S
 
     def _rank(self) -> None:
         self._ranked_at = self._clock()
@@ -194,3 +208,12 @@ class ValueOrderedBlocks:
             ((inf if owner is SHARED else value(owner), owner) for owner in self._by_owner),
             reverse=True,
         )
+
+
+def _behind(queue: FreeKVCacheBlockQueue, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:
+    """The blocks of one list behind ``cursor``, or all if that is None or in no list."""
+    block = None if cursor is None else cursor.next_free_block
+    block = block or queue.fake_free_list_head.next_free_block
+    while block is not None and block is not queue.fake_free_list_tail:
+        yield block
+        block = block.next_free_block
