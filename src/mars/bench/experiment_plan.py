@@ -77,6 +77,7 @@ class Box(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cpus: Count = 8
     tool_slots: Count | None = None
     kv_tokens: Count | None = None
+    host_kv_tokens: Count | None = None
 
 
 class Contender(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -269,6 +270,7 @@ def _config(box: Box, contender: Contender, cap: int | None, seed: int) -> SimCo
         num_cpus=box.cpus,
         tool_slots=box.tool_slots,
         kv_tokens=box.kv_tokens,
+        host_kv_tokens=box.host_kv_tokens or 0,
         seed=seed,
     )
 

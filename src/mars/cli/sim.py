@@ -47,6 +47,7 @@ def sim(
     cpus: int = 8,
     tool_slots: int | None = None,
     kv_tokens: int | None = None,
+    host_kv_tokens: int | None = None,
     seed: int = 0,
     json: Path | None = None,
     events: Path | None = None,
@@ -71,6 +72,8 @@ def sim(
         Tool calls that run at once; default: one per core.
     kv_tokens
         KV pool; default: what the machine's memory holds.
+    host_kv_tokens
+        KV that host memory takes, as with vLLM's --kv-offloading-size; default: none.
     seed
         Goes into the result, for whoever made the trace with it.
     json
@@ -82,6 +85,7 @@ def sim(
         "--cpus": cpus,
         "--tool-slots": tool_slots,
         "--kv-tokens": kv_tokens,
+        "--host-kv-tokens": host_kv_tokens,
     }.items():
         if value is not None and value < 1:
             raise CliError(f"{flag} is {value}", "give at least 1")
@@ -93,6 +97,7 @@ def sim(
         num_cpus=cpus,
         tool_slots=tool_slots,
         kv_tokens=kv_tokens,
+        host_kv_tokens=host_kv_tokens or 0,
         seed=seed,
     )
     try:
