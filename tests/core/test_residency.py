@@ -144,7 +144,7 @@ def test_sessions_that_end_leave_no_trace():
     assert engine.kept(1.5) == {"a"}
     engine.co.end_session("a")
     assert engine.kept(1.6) == set()
-    assert not engine.policy.residency._idle
+    assert not engine.policy.residency._claims.idle
 
 
 def test_what_was_evicted_since_the_turn_came_is_not_cached():

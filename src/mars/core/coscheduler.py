@@ -314,8 +314,10 @@ class CoScheduler:
         return (self.policy.rank(turn, now), turn.arrival_time, turn.request_id)
 
     def order(self, turns: Iterable[Turn], now: float) -> list[Turn]:
-        """Turns in service order."""
-        return sorted(turns, key=lambda t: self.rank_key(t, now))
+        """Turns in service order, that of :meth:`rank_key`."""
+        rank = self.policy.rank
+        keyed = [(rank(t, now), t.arrival_time, t.request_id, t) for t in turns]
+        return [entry[3] for entry in sorted(keyed)]
 
     def may_start(self, turn: Turn, running: Iterable[Turn], free_blocks: int) -> bool:
         """Whether memory has room for this prefill beside the unfinished ones.
@@ -349,10 +351,7 @@ class CoScheduler:
 
     # --- retention -------------------------------------------------------------------
     def expired(self, load: Load, now: float) -> list[tuple[str, str]]:
-        """Begin a step: held sessions to release now, with the reason.
-
-        Also forgets idle sessions.
-        """
+        """Begin a step: forget idle sessions; returns held ones to release now, and why."""
         self.policy.on_step(self.turns.values(), load, now)
         out = self.held.expired(load, now)
         if now >= self._next_sweep_at:

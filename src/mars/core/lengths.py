@@ -41,6 +41,8 @@ class SessionLengths:
     """
 
     def __init__(self) -> None:
+        self.version = 0
+        """Grows whenever the answers may change."""
         self._kinds: dict[int, _Sum] = {}
         self._late: dict[int, _Sum] = {}
         self._all = _Sum()
@@ -49,6 +51,7 @@ class SessionLengths:
     def ended(self, first_tokens: int, seconds: float) -> None:
         """A session that began with so many tokens lasted so long."""
         self._handicaps = {}
+        self.version += 1
         self._all.add(max(0.0, seconds), MEMORY)
         kind = self._kinds.setdefault(_octave(first_tokens), _Sum())
         kind.add(max(0.0, seconds), MEMORY)
@@ -63,6 +66,7 @@ class SessionLengths:
                 kind.add(STILL_TO_COME * age_s, 1.0)
         self._late = late
         self._handicaps = {}
+        self.version += 1
 
     def expected_s(self, first_tokens: int) -> float:
         """Seconds that a session with such a first prompt is expected to last; 0: unknown."""

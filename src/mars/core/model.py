@@ -133,7 +133,10 @@ class Turn:
     @property
     def is_prefill(self) -> bool:
         """Whether more than the next token is still to be computed."""
-        return self.num_uncached_tokens > 1 or self.num_output_tokens == 0
+        if self.num_output_tokens == 0:
+            return True
+        known = self.num_computed_tokens if self.is_running else self.num_cached_tokens
+        return self.num_prompt_tokens + self.num_output_tokens - known > 1
 
 
 @dataclass(slots=True, frozen=True)

@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mars.core.claims import Claim, Claims, Share
 from mars.core.lengths import SessionLengths
 from mars.core.model import Load, Session, Turn
-from mars.core.retention import PrefillCost, idle_s
+from mars.core.retention import PrefillCost
 
 COLD_TOKENS = 4096
 """A turn with more to compute than this and than half of its prompt is a cold start."""
@@ -24,16 +25,6 @@ REPLAN_S = 0.25
 """A plan is renewed when turns come, start or go, and at least so often."""
 RUNNING_MEMORY_S = 10.0
 """Time constant of the average number of running turns."""
-
-
-@dataclass(slots=True)
-class Share:
-    """What one session takes; lives in ``Session.policy_state``."""
-
-    first_tokens: int = 0
-    """Prompt of its first turn, which tells what kind of session it is."""
-    shared_tokens: int = 0
-    """Hit of its first turn: a prefix that others have too, charged to nobody."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -125,7 +116,8 @@ class Residency:
         self.reserve = Reserve(self.rules.least_reserve, self.rules.most_reserve)
         self.lengths = SessionLengths()
         self._cost = cost
-        self._idle: dict[str, Session] = {}
+        self._claims = Claims(self.place)
+        self._place_version = self.lengths.version
         self._is_stale = True
         self._next_plan_at = -math.inf
         self._num_running = 0.0
@@ -149,14 +141,14 @@ class Residency:
 
     def returned(self, session: Session) -> None:
         """A turn of the session came."""
-        self._idle.pop(session.session_id, None)
+        self._claims.remove_idle(session.session_id)
         self.kept.discard(session.session_id)
         self._is_stale = True
 
     def left(self, session: Session) -> None:
         """A turn of the session finished."""
         if session.num_open_turns == 0:
-            self._idle[session.session_id] = session
+            self._claims.add_idle(session)
         self._is_stale = True
 
     def ended(self, session: Session) -> None:
@@ -172,9 +164,13 @@ class Residency:
         Sessions of one kind stay in the order of their arrival. Finishing the short kinds
         first lowers the mean; as arrivals go on, everybody's turn comes.
         """
-        state = session.policy_state
-        first_tokens = state.first_tokens if isinstance(state, Share) else 0
-        return session.arrival_time + self.rules.most_lead_s * self.lengths.handicap(first_tokens)
+        share, version = session.policy_state, self.lengths.version
+        if not isinstance(share, Share):
+            share = Share()
+        if share.place_version != version:
+            lead_s = self.rules.most_lead_s * self.lengths.handicap(share.first_tokens)
+            share.place, share.place_version = session.arrival_time + lead_s, version
+        return share.place
 
     def plan(self, turns: Iterable[Turn], load: Load, now: float) -> None:
         """Renew the plan if something changed; without a known pool nobody is blocked."""
@@ -189,49 +185,54 @@ class Residency:
             self._plan(turns, load.kv_blocks_total, load.block_size, now)
 
     def _plan(self, turns: Iterable[Turn], total: int, block_size: int, now: float) -> None:
-        budget = float(total)
-        claims: list[tuple[float, str, Turn | None, Session]] = []
-        num_resident = 0
-        for turn in turns:
-            if turn.is_running:
-                budget -= _blocks(turn.num_tokens + block_size, turn.session, block_size)
-                num_resident += 1
-            else:
-                session = turn.session
-                claims.append((self.place(session), turn.request_id, turn, session))
-        claims.extend(
-            (self.place(session), session.session_id, None, session)
-            for session in self._idle.values()
-            if session.cached_tokens > 0
-        )
-        claims.sort(key=lambda claim: claim[:2])
-        rules, idle, is_closed = self.rules, 0.0, False
-        for _, request_id, turn, session in claims:
-            tokens = session.cached_tokens if turn is None else turn.num_tokens + 1
-            need = _blocks(tokens, session, block_size)
+        # Some thousand claims a step, so what one needs is reckoned anew only when it changed.
+        claims, rules = self._claims, self.rules
+        if self._place_version != self.lengths.version:
+            self._place_version = self.lengths.version
+            claims.move()
+        running = claims.renew(turns)
+        budget, num_resident = total - _grown_blocks(running, block_size), len(running)
+        patience = rules.patience * (1.0 + self._num_running)
+        kept, blocked, idle, is_closed = self.kept, self.blocked, 0.0, False
+        for claim in claims:
+            session, turn = claim.session, claim.turn
             if turn is None:
-                if need <= budget and not is_closed and self._is_worth_keeping(session, now):
-                    self.kept.add(session.session_id)
-                else:
+                tokens = session.cached_tokens
+                if tokens <= 0:
+                    continue
+            else:
+                tokens = turn.num_prompt_tokens + turn.num_output_tokens + 1
+            own = tokens - claim.share.shared_tokens
+            if own != claim.own_tokens:
+                self._renew(claim, tokens, block_size)
+            need = claim.blocks
+            if turn is None:
+                # Without a call each: there may be a thousand of them.
+                since = session.last_turn_finished_at
+                kept_s = rules.grace_s + patience * claim.recompute_s
+                if is_closed or need > budget or (since is not None and now - since > kept_s):
                     idle += need
                     continue
-            else:
-                spare = 0.0
-                if num_resident and is_cold(turn):
-                    spare = self.reserve.share * total + rules.idle_weight * idle
-                    spare *= 1 - need / total
-                if is_closed or need + max(0.0, spare) > budget:
-                    self.blocked.add(request_id)
-                    is_closed = is_closed or now - turn.arrival_time > rules.overdue_s
-                    continue
+                kept.add(session.session_id)
+            elif is_closed or need + self._spare(claim, total, num_resident, idle) > budget:
+                blocked.add(turn.request_id)
+                is_closed = is_closed or now - turn.arrival_time > rules.overdue_s
+                continue
             budget -= need
             num_resident += 1
 
-    def _is_worth_keeping(self, session: Session, now: float) -> bool:
-        rules = self.rules
-        recompute_s = self._cost.prefill_s(session.cached_tokens)
-        patience_s = rules.patience * (1.0 + self._num_running) * recompute_s
-        return idle_s(session, now) <= rules.grace_s + patience_s
+    def _renew(self, claim: Claim, tokens: int, block_size: int) -> None:
+        claim.own_tokens = tokens - claim.share.shared_tokens
+        claim.blocks = _blocks(claim.own_tokens, block_size)
+        if claim.turn is None:
+            claim.recompute_s = self._cost.prefill_s(tokens)
+
+    def _spare(self, claim: Claim, total: int, num_resident: int, idle: float) -> float:
+        """Blocks to be left free beside those that a waiting turn needs."""
+        if not num_resident or claim.turn is None or not is_cold(claim.turn):
+            return 0.0
+        spare = self.reserve.share * total + self.rules.idle_weight * idle
+        return max(0.0, spare * (1 - claim.blocks / total))
 
     def _average(self, num_running: int, now: float) -> None:
         since = self._averaged_at
@@ -259,8 +260,15 @@ def is_cold(turn: Turn) -> bool:
     return not turn.num_preemptions and uncached > max(COLD_TOKENS, turn.num_tokens // 2)
 
 
-def _blocks(num_tokens: int, session: Session, block_size: int) -> float:
-    """Blocks for so many tokens of the session, without what it shares with others."""
-    state = session.policy_state
-    shared = state.shared_tokens if isinstance(state, Share) else 0
-    return float(-(-max(0, num_tokens - shared) // block_size))
+def _grown_blocks(running: Iterable[Turn], block_size: int) -> float:
+    """Blocks of the running turns, each grown by one."""
+    blocks = 0.0
+    for turn in running:
+        tokens = turn.num_prompt_tokens + turn.num_output_tokens + block_size
+        blocks += _blocks(tokens - Share.of(turn.session).shared_tokens, block_size)
+    return blocks
+
+
+def _blocks(num_tokens: int, block_size: int) -> float:
+    """Blocks for so many tokens."""
+    return float(-(-max(0, num_tokens) // block_size))

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mars.core.claims import Share
 from mars.core.model import Load, Session, Turn
 from mars.core.policy import BasePolicy, Rank, scheduling_policies
-from mars.core.residency import Residency, ResidencyRules, Share, known_cached_tokens
+from mars.core.residency import Residency, ResidencyRules, known_cached_tokens
 from mars.core.retention import PrefillCost, idle_s
 
 _DECODE, _READY, _BLOCKED = 0.0, 1.0, 2.0
@@ -60,14 +61,21 @@ class Mars(BasePolicy):
 
     def rank(self, turn: Turn, now: float) -> Rank:
         session = turn.session
-        if turn.is_running and not turn.is_prefill:
-            return (_DECODE, session.arrival_time)
-        if not turn.is_running and turn.request_id in self.residency.blocked:
+        if turn.is_running:
+            if not turn.is_prefill:
+                return (_DECODE, session.arrival_time)
+            cached = turn.num_cached_tokens
+        elif turn.request_id in self.residency.blocked:
             return (_BLOCKED, session.arrival_time)
-        cached = turn.num_cached_tokens if turn.is_running else known_cached_tokens(turn)
-        start = max(session.arrival_time, turn.arrival_time - self.lead_s)
-        price_s = self.cost.prefill_s(turn.num_tokens - cached, cached)
-        return (_READY, start + self.stretch * price_s)
+        else:
+            cached = known_cached_tokens(turn)
+        # A deadline moves only when what is cached does, and is asked for in every step.
+        work, known = (turn.num_tokens, cached), turn.policy_state
+        if known is None or known[0] != work:
+            start = max(session.arrival_time, turn.arrival_time - self.lead_s)
+            price_s = self.cost.prefill_s(turn.num_tokens - cached, cached)
+            turn.policy_state = known = (work, (_READY, start + self.stretch * price_s))
+        return known[1]
 
     def retention_value(self, session: Session, load: Load, now: float) -> float:
         """An order, not seconds: the larger, the later its free blocks are given away."""

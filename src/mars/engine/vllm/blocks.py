@@ -204,10 +204,9 @@ class ValueOrderedBlocks:
 
     def _ranked(self) -> list[tuple[float, str]]:
         value = self._value
-        return sorted(
-            ((inf if owner is SHARED else value(owner), owner) for owner in self._by_owner),
-            reverse=True,
-        )
+        order = [(inf if owner is SHARED else value(owner), owner) for owner in self._by_owner]
+        order.sort(reverse=True)
+        return order
 
 
 def _behind(queue: FreeKVCacheBlockQueue, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:

@@ -129,19 +129,20 @@ class MarsScheduler(AsyncScheduler):
 
     def _before_step(self, now: float) -> None:
         self._num_granted = 0
-        turns = self._co.turns
-        rank = self._co.rank_key
-        running = self.running
-        for request in running:
-            turn = turns[request.request_id]
+        known = self._co.turns
+        turns: list[Turn] = []
+        for request in self.running:
+            turn = known[request.request_id]
             turn.num_computed_tokens = request.num_computed_tokens
             turn.num_output_tokens = request.num_output_tokens
-        running.sort(key=lambda r: rank(turns[r.request_id], now))
-        for position, request in enumerate(running):
+            turns.append(turn)
+        requests, order = self.requests, self._co.order
+        self.running[:] = [requests[turn.request_id] for turn in order(turns, now)]
+        for position, request in enumerate(self.running):
             request.priority = position
         if len(self.waiting) > 1:
-            order = sorted(self.waiting, key=lambda r: rank(turns[r.request_id], now))
-            self.waiting.reorder(order)
+            turns = order([known[request.request_id] for request in self.waiting], now)
+            self.waiting.reorder([requests[turn.request_id] for turn in turns])
 
     def _after_step(self, output: SchedulerOutput, now: float) -> None:
         turns = self._co.turns
