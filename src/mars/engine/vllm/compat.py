@@ -24,10 +24,10 @@ from mars.engine.vllm.blocks import ValueOrderedBlocks
 
 OLDEST = (0, 30)
 NEWEST = (0, 33)
+"""Minors that were tried (docs/vllm.md); a newer one runs if every seam is there."""
 CONNECTORS_SINCE = (0, 31)
 """On 0.30, loads that fail leave the engine standing still under a policy that gates starts
 (tests/engine/vllm/test_features_connector.py)."""
-"""Minors that were tried (docs/vllm.md); a newer one runs if every seam is there."""
 
 SEAMS: dict[type, tuple[str, ...]] = {
     Scheduler: (
