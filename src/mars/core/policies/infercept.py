@@ -43,7 +43,9 @@ class InferCept(BasePolicy):
             used = load.kv_blocks_total - load.kv_blocks_free
             others = max(0, used * load.block_size - context)
         whole_s = self.cost.prefill_s(context)
-        chunked_s = chunks * self.cost.prefill_s(-(-context // chunks))
+        chunked_s = whole_s
+        if chunks > 1:
+            chunked_s = chunks * self.cost.prefill_s(-(-context // chunks))
         discard = whole_s * context / 2.0 + chunked_s * others
         return (discard - idle_s(session, now) * context) / kept_blocks(session, load)
 
