@@ -25,6 +25,7 @@ from typing import Any
 from mars.core.policy import scheduling_policies
 from mars.engine.vllm.virtual import VirtualEngine, VirtualShape
 from mars.profiles import load_profile
+from mars.traces.io import read_trace
 
 NUM_IDLE_SESSIONS = 500
 IDLE_TOKENS = 640
@@ -99,18 +100,24 @@ def _watch(own: OwnTime, scheduler: Any) -> None:
 
 
 class Load:
-    """Busy sessions, each with one turn in view at any time."""
+    """Busy sessions, each with one turn in view at any time; replies as long as recorded ones."""
 
     def __init__(self, engine: VirtualEngine, now: float) -> None:
         self.engine = engine
         self.now = now
         self._rng = random.Random(0)
+        self._replies = [
+            turn.output_tokens
+            for session in read_trace("public:swe-agent")
+            for turn in session.turns
+            if turn.output_tokens
+        ]
         self._num_asked = 0
 
     def ask(self, session: str) -> None:
         """A turn of the session arrives."""
         self._num_asked += 1
-        reply = self._rng.randint(20, 100)
+        reply = self._rng.choice(self._replies)
         request_id = f"{session}/{self._num_asked}"
         prompt = [(session, 0, PROMPT_TOKENS)]
         answer = (f"{session} says", self._num_asked * 100, reply)
