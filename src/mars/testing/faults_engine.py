@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mars.core import events as ev
 from mars.testing.faults import Outcome, books, engine_events
+from mars.testing.server import free_port
 from mars.testing.site import POLL_S, Site, site
 
 SLOW = ("--token-interval-s", "0.02", "--num-tokens", "20")
@@ -159,7 +160,7 @@ async def ranks(folder: Path) -> Outcome:
     out = Outcome("one of two data-parallel ranks killed (SIGKILL), restarted")
     async with site(folder, telemetry={"engine_ranks": 2}) as made:
         first, made.engine = made.engine, None
-        port, made.engine_port = made.engine_port, made.engine_port + 1
+        port, made.engine_port = made.engine_port, free_port()
         try:
             await made.start_engine(rank=1)
             both = await made.until(lambda s: s["load"]["kv_blocks_total"] == 2000)
