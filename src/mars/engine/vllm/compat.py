@@ -105,7 +105,7 @@ def check_seams(version: str | None = None) -> None:
     """
     version = version or vllm_version()
     supported = f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
-    if (release := _release(version)) and release < OLDEST:
+    if (found := release(version)) and found < OLDEST:
         raise UnsupportedEngineError(
             f"vLLM {version} is older than what MARS runs on ({supported}): upgrade vLLM"
         )
@@ -146,7 +146,8 @@ def _is_there(owner: type, name: str) -> bool:
     return member is not None and not getattr(member, "__isabstractmethod__", False)
 
 
-def _release(version: str) -> tuple[int, int] | None:
+def release(version: str) -> tuple[int, int] | None:
+    """Major and minor number; None for a version that has none."""
     match = re.match(r"(\d+)\.(\d+)", version)
     return (int(match[1]), int(match[2])) if match else None
 
@@ -164,8 +165,8 @@ def check_config(vllm_config: VllmConfig, version: str | None = None) -> None:
             "controls admission."
         )
     version = version or vllm_version()
-    release = _release(version)
-    if vllm_config.kv_transfer_config is not None and release and release < CONNECTORS_SINCE:
+    found = release(version)
+    if vllm_config.kv_transfer_config is not None and found and found < CONNECTORS_SINCE:
         raise UnsupportedEngineError(
             f"a KV connector on vLLM {version} can stand still after a failed load: upgrade vLLM "
             f"to {'.'.join(map(str, CONNECTORS_SINCE))} or later, or drop --kv-transfer-config "
