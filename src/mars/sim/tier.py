@@ -130,7 +130,7 @@ class Tier:
         keys = list(_keys(request.path, lo, hi))
         for key in keys:
             self.pool.references[key] += 1
-        self._note(request, keys, lo)
+        self._note(request, keys)
         self._being_loaded.update(keys)
         request.num_stored = hi
         self._loads[self._new_copy(request, keys, is_store=False)] = self._num_bytes(keys)
@@ -212,10 +212,10 @@ class Tier:
         ready = [key for key in keys if self.pool.references.get(key, -1) >= 0]
         stored = self.pool.store(keys)
         if stored is None:
-            self._note(request, [key for key in keys if key in self.pool.references], lo)
+            self._note(request, [key for key in keys if key in self.pool.references])
             return None
         positions = set(stored).union(ready)
-        self._note(request, [key for key in keys if key in positions], lo)
+        self._note(request, [key for key in keys if key in positions])
         request.num_stored = num_full
         if not stored:
             return None
@@ -223,7 +223,7 @@ class Tier:
         self._stores[copy_id] = self._num_bytes(stored)
         return copy_id
 
-    def _note(self, request: Request, keys: Iterable[Key], lo: int) -> None:
+    def _note(self, request: Request, keys: Iterable[Key]) -> None:
         seen = self._seen[request]
         for key in keys:
             seen.setdefault(key, key[1])
