@@ -14,7 +14,7 @@ from mars.core import events as ev
 from mars.core.policy import admission_policies, scheduling_policies, tool_policies
 from mars.sim.loop import StuckError
 from mars.sim.policy_engine import PolicyEngine
-from mars.sim.run import Machine, SimConfig, simulate, simulated_engine
+from mars.sim.run import Machine, MakeEngine, SimConfig, simulate, simulated_engine
 from mars.traces.schema import TraceSession
 from sim.workloads import Shape, session
 
@@ -80,6 +80,46 @@ def test_stretches_of_decode_change_nothing(policy: str, is_async: bool) -> None
         slow = simulate(shape.trace(), config, make_engine=without_stretches)
         assert quick.sessions == slow.sessions
         assert encode_result(quick) == encode_result(slow)
+
+
+@pytest.mark.parametrize("host_kv_tokens", [20_000, 200_000])
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("policy", ["fcfs", "mars-paper", "mars", "continuum-dynamic"])
+def test_stretches_change_nothing_beside_copies_to_host_memory(
+    policy: str, is_async: bool, host_kv_tokens: int
+) -> None:
+    for seed in range(3):
+        shape = dataclasses.replace(BUSY, seed=seed, output_tokens=300)
+        config = dataclasses.replace(
+            PRESSED,
+            policy=policy,
+            admission="mars" if seed % 2 else "none",
+            is_async=is_async,
+            host_kv_tokens=host_kv_tokens,
+        )
+        quick, num_planned = planned(shape, config, simulated_engine)
+        slow, num_steps = planned(shape, config, without_stretches)
+        assert encode_result(quick) == encode_result(slow)
+        assert num_planned < num_steps
+
+
+def planned(shape: Shape, config: SimConfig, make: MakeEngine) -> tuple[Result, int]:
+    """The result, and how many steps were planned one by one."""
+    count = 0
+
+    def make_engine(config: SimConfig, machine: Machine, emit: Callable[[ev.Event], None]):
+        engine = make(config, machine, emit)
+        plan = engine.plan
+
+        def counted(now: float) -> float | None:
+            nonlocal count
+            count += 1
+            return plan(now)
+
+        engine.plan = counted
+        return engine
+
+    return simulate(shape.trace(), config, make_engine=make_engine), count
 
 
 def test_all_registered_policies_run_to_the_end() -> None:

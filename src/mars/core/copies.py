@@ -102,6 +102,11 @@ class StepCopies:
         self.engine = CopyEngine(link)
         self._deferred: dict[int, int] = {}
 
+    @property
+    def has_deferred(self) -> bool:
+        """Whether stores of the last step wait for the next."""
+        return bool(self._deferred)
+
     def before(
         self, stores: dict[int, int], flushed: AbstractSet[int], now: float, free_at: float
     ) -> float:

@@ -97,9 +97,13 @@ class Engine(EngineMemory):
 
     def leap(self, now: float, end: float, until: float) -> tuple[float, float]:
         """Run a stretch of decode steps; the new (now, end). See :mod:`mars.sim.leap`."""
-        if self.tier is not None:
+        until = min(until, self.quiet_until())
+        if now >= until:
             return now, end
-        return stock_stretch(self, now, end, until)
+        now, new_end = self._stretch(now, end, until)
+        if self.tier is not None and new_end != end:
+            self.tier.leapt(new_end)
+        return now, new_end
 
     def complete(self, now: float) -> list[str]:
         """Take the result of the oldest planned step; ids of the turns that finished."""
@@ -306,6 +310,9 @@ class Engine(EngineMemory):
         self._free(request)
 
     # --- what a policy replaces --------------------------------------------------------------
+    def _stretch(self, now: float, end: float, until: float) -> tuple[float, float]:
+        return stock_stretch(self, now, end, until)
+
     def _before_step(self, now: float) -> None:
         self.co.expired(self._load, now)  # nothing is ever held: forgets idle sessions
 

@@ -161,9 +161,12 @@ def _is_whole_batch(engine: Engine) -> bool:
 
 
 def _is_closed(engine: Engine) -> bool:
-    """Whether the first waiting turn cannot start while the running ones decode on."""
+    """Whether no waiting turn can start while the running ones decode on."""
     if not engine.waiting or len(engine.running) >= engine.shape.max_num_seqs:
         return True
+    if engine.tier is not None and engine.tier.is_copying:
+        # Who waits for a copy is passed over, and the next one's turn comes.
+        return all(_is_too_long(engine, request) for request in engine.waiting)
     return _is_too_long(engine, engine.waiting[0])
 
 
@@ -216,4 +219,4 @@ def _advance(engine: Engine, num_steps: int) -> None:
             pool.cache(table, request.path, full)
     if num_in_flight:
         engine.in_flight[0] = [(request, 1, True) for request in engine.running]
-    engine.num_steps += num_steps
+    engine.count_steps(num_steps)

@@ -6,6 +6,7 @@ Follows ``KVCacheManager.allocate_slots`` and what ``Scheduler`` reserves and fe
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -61,6 +62,21 @@ class EngineMemory:
         self._num_completed = 0
         self._fenced: deque[tuple[int, Table, str]] = deque()
         self._watermark_blocks = int(shape.watermark * shape.num_blocks)
+
+    def quiet_until(self) -> float:
+        """Until when decode steps leave host memory and its copies alone; -inf: from now on not."""
+        if self.tier is None:
+            return math.inf
+        if self._fenced or not all(request.is_loading for request in self.loading):
+            return -math.inf
+        return self.tier.quiet_until(self.running)
+
+    def count_steps(self, num_steps: int) -> None:
+        """So many steps of all running turns were planned and completed in one go."""
+        self.num_steps += num_steps
+        self._num_completed += num_steps
+        for request in self.running:
+            request.last_step = self.num_steps
 
     def _make_pool(self) -> BlockPool:
         """The pool; a policy may replace it."""

@@ -58,9 +58,7 @@ class PolicyEngine(Engine):
         return self._num_held_blocks
 
     # --- stretches of decode -----------------------------------------------------------------
-    def leap(self, now: float, end: float, until: float) -> tuple[float, float]:
-        if self.tier is not None:
-            return now, end
+    def _stretch(self, now: float, end: float, until: float) -> tuple[float, float]:
         return policy_stretch(self, now, end, until)
 
     @property

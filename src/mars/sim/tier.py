@@ -10,6 +10,8 @@ content (``sim.content``).
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -104,6 +106,31 @@ class Tier:
         self._free_at = 0.0
         self._begin = 0.0
         self._flushed_at = 0.0
+
+    # --- stretches of decode -----------------------------------------------------------------
+    @property
+    def is_copying(self) -> bool:
+        """Whether a copy is under way or noted."""
+        return bool(self._under_way)
+
+    def quiet_until(self, running: Iterable[Request]) -> float:
+        """Until when steps in which these turns decode change nothing here; -inf: the next may.
+
+        The next copy that is done ends it. What is yet to be stored or submitted, and copies
+        whose blocks the GPU may give away meanwhile, are looked at step by step.
+        """
+        if self._finished or self._preempted or self.copies.has_deferred or any(self._results):
+            return -math.inf
+        if any(request.num_prompt // self._size > request.num_stored for request in running):
+            return -math.inf
+        if any(copy.loose for copy in self._under_way.values()):
+            return -math.inf
+        next_end = self.copies.engine.next_end
+        return math.inf if next_end is None else next_end
+
+    def leapt(self, free_at: float) -> None:
+        """A stretch of decode steps was run; the last of them ends at ``free_at``."""
+        self._free_at = free_at
 
     # --- while the engine schedules ----------------------------------------------------------
     def arrived(self, request: Request) -> None:
