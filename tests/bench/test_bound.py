@@ -3,13 +3,15 @@
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from mars.bench.bound import lower_bound
-from mars.bench.bound_work import Box, prefill_floor_s
+from mars.bench.bound import MIXES, lower_bound
+from mars.bench.bound_work import Box, Spread, common_rate, prefill_floor_s, shared_s
 from mars.profiles import load_profile
 from mars.sim.run import Machine, SimConfig, simulate
+from mars.traces.content import layout
 from mars.traces.sample import sample
 from mars.traces.schema import TraceSession, TraceTool, TraceTurn
 from mars.traces.synth import synth
@@ -32,6 +34,7 @@ def box(config: SimConfig) -> Box:
         pool_tokens=shape.num_usable_blocks * shape.block_size,
         block_size=shape.block_size,
         chunk_tokens=shape.max_num_batched_tokens,
+        num_seqs=shape.max_num_seqs,
     )
 
 
@@ -151,3 +154,39 @@ def test_no_way_of_cutting_a_prefill_is_faster_than_the_floor(chunk: int) -> Non
             spent_s += cost.step_s([(done, take)])
             left, done = left - take, done + take
         assert prefill_floor_s(cost, total, computed, chunk) <= spent_s * (1 + 1e-9)
+
+
+def test_content_is_common_where_two_sessions_have_the_same_positions() -> None:
+    def recorded(name: str, *ranges: tuple[int, int]) -> TraceSession:
+        num_tokens = 64 * sum(count for _, count in ranges)
+        turn = TraceTurn(prompt_tokens=num_tokens, output_tokens=5, blocks=ranges, block_size=64)
+        return TraceSession(session_id=name, turns=(turn,))
+
+    # One scope names the blocks of all recordings: the name alone says nothing.
+    sessions = [recorded("a", (0, 10), (50, 20)), recorded("b", (0, 4), (70, 9))]
+    sessions.append(recorded("c", (2, 6)))
+    layouts = [layout(session) for session in sessions]
+    spread = Spread(layouts)
+    assert [spread.head_tokens(one.prompts[0]) for one in layouts] == [64 * 8, 64 * 4, 64 * 6]
+
+
+@pytest.mark.parametrize("profile", ["h100-qwen3-coder-30b", "h200-gpt-oss-120b", "h100-llama-8b"])
+@pytest.mark.parametrize("kv_tokens", [60_000, 400_000])
+def test_no_batch_is_charged_more_than_its_step(profile: str, kv_tokens: int) -> None:
+    cost, rng = load_profile(profile).cost, random.Random(kv_tokens)
+    machine = box(SimConfig(machine=profile, kv_tokens=kv_tokens))
+    for _ in range(400):
+        cuts = sorted(rng.random() ** rng.choice((1, 8)) for _ in range(rng.randint(1, 30)))
+        shares = [b - a for a, b in pairwise([0.0, *cuts])]
+        tokens = [int(share * machine.pool_tokens) for share in shares]
+        step_s = cost.step_s([(own, 1) for own in tokens])
+        for mix in MIXES:
+            each_s = [shared_s(cost, mix.theta, share) for share in shares]
+            least_s = cost.per_seq_s + (1.0 - mix.theta) * cost.per_token_s
+            rate = common_rate(machine, mix)
+            charged_s = rate * sum(
+                s + least_s + cost.per_kv_token_s * own
+                for s, own in zip(each_s, tokens, strict=True)
+            )
+            room = 1.0 - mix.memory + mix.memory * sum(shares)
+            assert charged_s <= step_s * room * (1 + 1e-6)

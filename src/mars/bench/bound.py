@@ -29,7 +29,9 @@ from mars.bench.bound_work import Box, Demand, Mix, demands
 from mars.traces.schema import TraceSession
 
 MIXES = tuple(
-    Mix(theta=theta, memory=memory) for theta in (0.0, 0.5, 1.0) for memory in (0.0, 0.25, 0.5)
+    Mix(theta=theta, memory=memory)
+    for theta in (0.0, 0.5, 0.75, 1.0)
+    for memory in (0.0, 0.1, 0.2, 0.3, 0.5)
 )
 """Relaxations tried; each gives a bound, and the largest counts."""
 

@@ -8,38 +8,50 @@ Every quantity is a lower bound over all schedules, clairvoyant ones included:
 * *Alone*: a step with a batch lasts at least as long as with one sequence of it, since a
   step's cost grows with its batch. A prefill of T tokens takes at least ceil(T / chunk)
   steps; its parts are added up piecewise, as ``touched`` is subadditive.
-* *GPU*: a step costs ``base + linear + ...`` of :mod:`mars.core.cost` and ``linear >= theta x
-  read + (1 - theta) x per_token x T`` for any theta in 0..1. Per-token terms belong to their
-  sequence. The rest, ``G(B) = base + theta x read(B)`` of B sequences, is concave; a sequence
-  whose own KV fills the share p of the pool is charged ``p x G(1/p)``. Own KV of a batch
-  fits in the pool together (blocks of content that only one session has are shared by nobody),
-  the charge is concave and grows with p, hence by Jensen's inequality the charges of a
-  batch sum to ``G(B)`` at most.
-* *Memory*: own KV over the pool, times how long it stays: the pool is one machine of rate 1.
-  Between two turns the KV that the next one finds must be kept (memory) or be computed again
-  (GPU and memory). What is best for a part of it is concave in that part, so all or nothing
-  is best; the cheaper of the two is charged. This is without a host tier.
+* *GPU and memory*: a step lasts ``s >= G(B) + sum of c`` for B sequences, since ``linear >= theta
+  x read + (1 - theta) x per_token x T`` for any theta in 0..1: ``G(B) = base + theta x read(B)``
+  is concave, and ``c >= floor + kv x p`` is a sequence's own, p the share of the pool that its
+  own KV fills (blocks of content that only one session has are shared by nobody). KV that is
+  kept for later fills K of the pool, so in any step ``P = sum of p <= 1 - K``. For any lambda in
+  0..1 ``(1 - lambda) s + lambda s (P + K) <= s``: keeping is charged lambda x share x time, and
+  ``s (1 - lambda + lambda P)`` is divided among the sequences. Each is charged
+  ``gamma (p G(1/p) + floor + kv p)``, and 1 - lambda of what its c has beyond. Here gamma
+  (:func:`common_rate`) is the largest with ``gamma (p G(1/p) + floor + kv p) <= (G(x)/x + floor
+  + kv p) (1 - lambda + lambda p x)`` for all p and ``x <= 1/p``. The left side is concave in p,
+  so by Jensen's inequality the charges of a batch sum to what is divided, at most. With
+  ``mu = gamma - 1 + lambda``, ``mu x p x c`` more is charged to a prefill, since p <= 1 and
+  mu <= lambda.
+* *Between two turns* the KV that the next one finds must be kept, or be computed again. What is
+  best for a part of it is concave in that part, so all or nothing is best; the cheaper of
+  the two is charged. This is without a host tier.
 * *CPU*: CPU seconds over cores; a tool takes at least its recorded time.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
+
+import numpy as np
 
 from mars.bench.ideal import cached_tokens
 from mars.core.cost import CostModel
 from mars.traces.content import Layout, Segment, layout
 from mars.traces.schema import TraceSession, TraceTurn
 
+_CELL, _FIRST_CELL = 1.01, 1e-4
+"""Grid of shares of the pool on which charges are checked: ratio of neighbours, and the first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
     """The machine, as the bound sees it.
 
-    ``pool_tokens`` fit in the KV pool, ``chunk_tokens`` in one step.
+    ``pool_tokens`` fit in the KV pool, ``chunk_tokens`` and ``num_seqs`` sequences in one step.
     """
 
     cost: CostModel
@@ -47,11 +59,12 @@ class Box:
     pool_tokens: int
     block_size: int
     chunk_tokens: int
+    num_seqs: int
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Which relaxation: ``theta`` divides the linear layers, ``memory`` (0..1) is for the pool."""
+    """Which relaxation: ``theta`` divides the linear layers, ``memory`` is lambda."""
 
     theta: float
     memory: float
@@ -83,7 +96,7 @@ class Demand:
 def demands(sessions: Sequence[TraceSession], box: Box, mixes: Sequence[Mix]) -> list[Demand]:
     """What each session needs; those that the pool can never hold are left out."""
     layouts = [layout(session) for session in sessions]
-    spread = Counter(content for one in layouts for content in _contents(one))
+    spread = Spread(layouts)
     return [
         _Walk(session, one, spread, box, mixes).demand()
         for session, one in zip(sessions, layouts, strict=True)
@@ -91,19 +104,61 @@ def demands(sessions: Sequence[TraceSession], box: Box, mixes: Sequence[Mix]) ->
     ]
 
 
-def _contents(one: Layout) -> set[str]:
-    found = {segment.content_id for prompt in one.prompts for segment in prompt}
-    return found | {reply.content_id for reply in one.replies}
+class Spread:
+    """Which positions of which contents two or more sessions have."""
+
+    def __init__(self, layouts: Iterable[Layout]) -> None:
+        edges: dict[str, list[tuple[int, int]]] = {}
+        for one in layouts:
+            for content_id, ranges in _ranges(one).items():
+                found = edges.setdefault(content_id, [])
+                found += [(start, 1) for start, _ in ranges]
+                found += [(stop, -1) for _, stop in ranges]
+        self._common = {content_id: _common_ranges(found) for content_id, found in edges.items()}
+
+    def head_tokens(self, prompt: Iterable[Segment]) -> int:
+        """Tokens before the first that only one session has."""
+        total = 0
+        for content_id, start, count in prompt:
+            ranges = self._common[content_id]
+            place = bisect_right(ranges, start, key=itemgetter(0)) - 1
+            stop = ranges[place][1] if place >= 0 else start
+            total += max(0, min(count, stop - start))
+            if stop < start + count:
+                break
+        return total
 
 
-def _common_head(prompt: Iterable[Segment], spread: Counter[str]) -> int:
-    """Tokens before the first content that only one session has."""
-    total = 0
-    for segment in prompt:
-        if spread[segment.content_id] < 2:
-            break
-        total += segment.count
-    return total
+def _ranges(one: Layout) -> dict[str, list[tuple[int, int]]]:
+    """What a session has of each content: disjoint (start, stop), each position once."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for segment in {*chain.from_iterable(one.prompts), *one.replies}:
+        place = (segment.start, segment.start + segment.count)
+        found.setdefault(segment.content_id, []).append(place)
+    return {content_id: _union(places) for content_id, places in found.items()}
+
+
+def _union(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def _common_ranges(edges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where two sessions or more are: disjoint (start, stop), ascending and never adjoining."""
+    common: list[tuple[int, int]] = []
+    num, since = 0, 0
+    for position, step in sorted(edges, key=lambda edge: (edge[0], -edge[1])):
+        if num < 2 <= num + step:
+            since = position
+        elif num + step < 2 <= num and position > since:
+            common.append((since, position))
+        num += step
+    return _union(common)
 
 
 class _Walk:
@@ -113,7 +168,7 @@ class _Walk:
         self,
         session: TraceSession,
         contents: Layout,
-        spread: Counter[str],
+        spread: Spread,
         box: Box,
         mixes: Sequence[Mix],
     ) -> None:
@@ -131,7 +186,7 @@ class _Walk:
         gap_s, last = 0.0, len(self.session.turns) - 1
         for index, turn in enumerate(self.session.turns):
             prompt = self.contents.prompts[index]
-            common = _common_head(prompt, self.spread)
+            common = self.spread.head_tokens(prompt)
             own = cached_tokens(prompt, past, self.box.block_size)
             self._turn(turn, own, common, gap_s)
             past.append([*prompt, self.contents.replies[index]])
@@ -153,7 +208,9 @@ class _Walk:
             self._add(
                 started_s - gap_s, 0.0, [self._keep_s(m, kept, common, gap_s) for m in self.mixes]
             )
-        works = [self._prefill_s(m, num_new, cached, common) for m in self.mixes]
+        # What is computed again shares the reading of the context with the turn's own prefill.
+        is_kept = bool(kept and gap_s)
+        works = [self._prefill_s(m, num_new, cached, common, is_kept=is_kept) for m in self.mixes]
         self._add(started_s, 0.0, works)
         num_decodes = max(0, turn.output_tokens - 1)
         if num_decodes:
@@ -185,43 +242,42 @@ class _Walk:
         self.needs.append(Need(max(0.0, begun_s), left_s - self.head_s, tuple(works)))
 
     # --- work, by machine ----------------------------------------------------------------
-    def _share(self, theta: float, own_tokens: float) -> float:
-        """A sequence's part of what a step costs whoever is in it (seconds)."""
-        p, cost = own_tokens / self.box.pool_tokens, self.box.cost
-        if p <= 0.0:
-            return 0.0
-        experts_s = cost.experts_s
-        if experts_s:
-            experts_s *= -math.expm1(math.log(cost.expert_miss) / p) if cost.expert_miss else 1.0
-        return p * (cost.base_s + theta * (cost.weights_s + experts_s))
-
-    def _prefill_s(self, mix: Mix, num_new: int, cached: int, common: int) -> float:
+    def _prefill_s(
+        self, mix: Mix, num_new: int, cached: int, common: int, *, is_kept: bool
+    ) -> float:
         cost, own = self.box.cost, max(0, cached - common)
         end = cached + num_new
         num_steps = -(-num_new // self.box.chunk_tokens)
-        gpu_s = (num_steps - 1) * self._share(mix.theta, own)
-        gpu_s += self._share(mix.theta, max(0, end - common)) + num_steps * cost.per_seq_s
-        gpu_s += (1.0 - mix.theta) * cost.per_token_s * num_new
-        gpu_s += max(cost.per_pair_s * _pairs(cached, num_new), cost.per_kv_token_s * end)
-        return (1.0 - mix.memory) * gpu_s + mix.memory * self._fill_s(num_new, cached, own)
+        shared_s = (num_steps - 1) * self._share_s(mix, own)
+        shared_s += self._share_s(mix, max(0, end - common))
+        own_s = num_steps * cost.per_seq_s + (1.0 - mix.theta) * cost.per_token_s * num_new
+        read_s = 0.0 if is_kept else cost.per_kv_token_s * end
+        own_s += max(cost.per_pair_s * _pairs(cached, num_new), read_s)
+        rate = common_rate(self.box, mix)
+        fill_s = (rate - 1.0 + mix.memory) * self._fill_s(mix, num_new, cached, own)
+        return rate * shared_s + (1.0 - mix.memory) * own_s + fill_s
 
-    def _fill_s(self, num_new: int, cached: int, own: int) -> float:
+    def _share_s(self, mix: Mix, own_tokens: float) -> float:
+        """A sequence's part of what a step costs whoever is in it: ``p G(1/p)``."""
+        return shared_s(self.box.cost, mix.theta, own_tokens / self.box.pool_tokens)
+
+    def _fill_s(self, mix: Mix, num_new: int, cached: int, own: int) -> float:
         """Pool seconds of a prefill: own KV grows token by token while it is computed."""
         cost = self.box.cost
         held = num_new * (own + 0.5 * num_new)
-        fill_s = cost.per_token_s * held + cost.per_pair_s * cached * held
-        return fill_s / self.box.pool_tokens
+        per_token_s = (1.0 - mix.theta) * cost.per_token_s + cost.per_pair_s * cached
+        return per_token_s * held / self.box.pool_tokens
 
     def _decode_s(self, mix: Mix, num: int, first: int, final: int, common: int) -> float:
         cost = self.box.cost
         mean = 0.5 * (first + final) + 1.0
         # The charge is concave in the context: the chord's mean is below that of the tokens.
         low, high = max(0, first - common + 1), max(0, final - common + 1)
-        shared_s = 0.5 * (self._share(mix.theta, low) + self._share(mix.theta, high))
-        gpu_s = shared_s + cost.per_seq_s + (1.0 - mix.theta) * cost.per_token_s
-        gpu_s += max(cost.per_kv_token_s, cost.per_pair_s) * mean
-        pool_s = 0.5 * (low + high) / self.box.pool_tokens * cost.decode_s(first)
-        return num * ((1.0 - mix.memory) * gpu_s + mix.memory * pool_s)
+        shared = 0.5 * (self._share_s(mix, low) + self._share_s(mix, high))
+        read_s = cost.per_kv_token_s * 0.5 * (low + high)
+        rest_s = max(0.0, max(cost.per_kv_token_s, cost.per_pair_s) * mean - read_s)
+        charge_s = common_rate(self.box, mix) * (shared + _floor_s(cost, mix.theta) + read_s)
+        return num * (charge_s + (1.0 - mix.memory) * rest_s)
 
     def _keep_s(self, mix: Mix, kept: int, common: int, gap_s: float) -> float:
         """Keeping KV over a gap, or computing it again: the cheaper of the two."""
@@ -229,8 +285,52 @@ class _Walk:
         keep_s = mix.memory * kept * gap_s / self.box.pool_tokens
         again_s = (1.0 - mix.theta) * cost.per_token_s * kept
         again_s += cost.per_pair_s * _pairs(common, kept)
-        again_s = (1.0 - mix.memory) * again_s + mix.memory * self._fill_s(kept, common, 0)
+        more = common_rate(self.box, mix) - 1.0 + mix.memory
+        again_s = (1.0 - mix.memory) * again_s + more * self._fill_s(mix, kept, common, 0)
         return min(keep_s, again_s)
+
+
+def shared_s(cost: CostModel, theta: float, share: float) -> float:
+    """``p G(1/p)`` of a sequence that fills the share p (0..1) of the pool, in seconds."""
+    return share * _batch_s(cost, theta, 1.0 / share) if share > 0.0 else 0.0
+
+
+def _batch_s(cost: CostModel, theta: float, num_seqs: float) -> float:
+    """``G``: what a step costs at least for so many sequences, beside what is their own."""
+    experts_s = cost.experts_s
+    if experts_s:
+        experts_s *= 1.0 - cost.expert_miss**num_seqs
+    return cost.base_s + theta * (cost.weights_s + experts_s)
+
+
+def _floor_s(cost: CostModel, theta: float) -> float:
+    """What the least of sequences costs by itself, beside reading its KV."""
+    return cost.per_seq_s + (1.0 - theta) * cost.per_token_s
+
+
+@lru_cache(maxsize=256)
+def common_rate(box: Box, mix: Mix) -> float:
+    """``gamma`` of the charges above, from below.
+
+    Both sides of its inequality grow with p. So in each cell of a grid the left side at the
+    upper end is held against the right side at the lower end, where also more x are allowed.
+    """
+    cost, least = box.cost, 1.0
+    if not mix.memory:
+        return 1.0
+    floor_s, kv_s = _floor_s(cost, mix.theta), cost.per_kv_token_s * box.pool_tokens
+    x = np.arange(1, box.num_seqs + 1, dtype=np.float64)
+    each_s = np.array([_batch_s(cost, mix.theta, n) / n for n in x])
+    low = 0.0
+    while low < 1.0:
+        high = min(1.0, max(_FIRST_CELL, low * _CELL))
+        num = box.num_seqs if low <= 0.0 else min(box.num_seqs, int(1.0 / low + 1e-9))
+        right = each_s[:num] + (floor_s + kv_s * low)
+        right *= 1.0 - mix.memory + mix.memory * low * x[:num]
+        left = shared_s(cost, mix.theta, high) + floor_s + kv_s * high
+        least = min(least, float(right.min()) / left)
+        low = high
+    return max(least, 1.0 - mix.memory)
 
 
 def _pairs(computed: float, num_new: float) -> float:

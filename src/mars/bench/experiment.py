@@ -187,6 +187,7 @@ def _box(config: SimConfig) -> Box:
         pool_tokens=shape.num_usable_blocks * shape.block_size,
         block_size=shape.block_size,
         chunk_tokens=shape.max_num_batched_tokens,
+        num_seqs=shape.max_num_seqs,
     )
 
 
