@@ -207,7 +207,7 @@ def test_an_empty_trace_is_an_empty_result() -> None:
 
 def test_a_gate_that_never_opens_is_an_error_and_no_endless_loop() -> None:
     class Closed(PolicyEngine):
-        def _may_start(self, request: object) -> bool:
+        def _may_start(self, request: object, free: int) -> bool:
             return False
 
     def closed(config: SimConfig, machine: Machine, emit: Callable[[ev.Event], None]):

@@ -198,7 +198,9 @@ class Engine(EngineMemory):
         skipped_loading = self._passed
         while budget > 0 and len(running) < limit:
             queue = self.loading or self.waiting
-            if not queue or (queue is self.waiting and not self._may_start(queue[0])):
+            if not queue or (
+                queue is self.waiting and not self._may_start(queue[0], self.pool.num_free)
+            ):
                 break
             request = queue[0]
             if request.num_stale or not self._is_ready(request):
@@ -330,7 +332,8 @@ class Engine(EngineMemory):
         known = anchor.reusable_blocks(request.path, request.num_tokens // size) if anchor else 0
         self.co.started(request.turn, num_cached_tokens, known * size, now)
 
-    def _may_start(self, request: Request) -> bool:
+    def _may_start(self, request: Request, free: int) -> bool:
+        """Whether this waiting turn, the first, may be given some of these free blocks."""
         return True
 
     def _grant(self, request: Request, num_computed: int, num_tokens: int) -> int:

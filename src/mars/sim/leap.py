@@ -64,8 +64,6 @@ def policy_stretch(
     if num_steps <= 1 or engine.has_news or not _is_whole_batch(engine):
         return now, end
     gated = _gated(engine)
-    if gated is None:
-        return now, end
     is_async, batch, size = engine.shape.is_async, len(engine.running), engine.shape.block_size
     fixed_s, slope_s = engine.cost.decode_line(batch)
     kv_tokens = _num_kv_tokens(engine)
@@ -182,12 +180,12 @@ def _is_too_long(engine: Engine, request: Request) -> bool:
 def _gated(engine: PolicyEngine) -> list[Turn] | None:
     """Waiting turns that only the policy's gate keeps out, to be asked at every step.
 
-    None when some waiting turn could start: then every step needs their order.
+    None when some waiting turn could start: then every step needs the first of their order.
     """
     if not engine.waiting:
         return []
     if engine.may_hold:
-        return None  # whether held KV is reclaimed for a waiting turn depends on every step
+        return None  # held KV may be reclaimed for a waiting turn that does not fit
     turns, free = [request.turn for request in engine.running], engine.pool.num_free
     gate, gated = engine.policy_gate, list[Turn]()
     for request in engine.waiting:

@@ -73,10 +73,11 @@ class PolicyEngine(Engine):
             turn.num_computed_tokens = request.num_computed
             turn.num_output_tokens = request.num_tokens - request.num_prompt
 
-    def may_decode(self, crossing: list[Request], gated: list[Turn], now: float) -> bool:
+    def may_decode(self, crossing: list[Request], gated: list[Turn] | None, now: float) -> bool:
         """Give the turns that begin a block theirs; False if the step needs more than that.
 
-        ``gated``: waiting turns that may start as soon as the policy lets them.
+        ``gated``: waiting turns that may start as soon as the policy lets them; None: any of
+        them may, in their order.
         """
         num_blocks = len(crossing)
         if num_blocks > self.pool.num_free:
@@ -86,12 +87,25 @@ class PolicyEngine(Engine):
             self._load = self.load(now)
         if self._begin(now):
             return False
-        if gated and self.policy_gate is not None and any(map(self.policy_gate, gated)):
+        if gated is None:
+            if not self._is_shut(num_blocks):
+                return False
+        elif gated and self.policy_gate is not None and any(map(self.policy_gate, gated)):
             return False
         self._begun = None
         for request in crossing:
             self.pool.take(request.table, 1)
         return True
+
+    def _is_shut(self, num_blocks: int) -> bool:
+        """Whether the first waiting turn may not start in a step that takes so many blocks."""
+        if len(self.running) >= self.shape.max_num_seqs:
+            return True
+        if self.co.policy.evicts_by_value and self.pool.must_evict(num_blocks):
+            return False  # what is evicted may be a waiting turn's, and change the order
+        rank_key, now = self.co.rank_key, self._now
+        first = min(self.waiting, key=lambda r: rank_key(r.turn, now))
+        return not self._may_start(first, self.pool.num_free - num_blocks)
 
     def _begin(self, now: float) -> list[tuple[str, str]]:
         """What expired by this step; asked once, also when a stretch ends in front of it."""
@@ -140,8 +154,7 @@ class PolicyEngine(Engine):
             clock=lambda: self._now,
         )
 
-    def _may_start(self, request: Request) -> bool:
-        free = self.pool.num_free
+    def _may_start(self, request: Request, free: int) -> bool:
         if self._refused is not None and self.running:
             if self._refused[0] == request.request_id and free <= self._refused[1]:
                 return False
