@@ -42,7 +42,7 @@ async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
 
 def test_the_contestant_and_the_machine_are_on_the_command_line(tmp_path: Path) -> None:
     contestant = Contestant(label="x", policy="mars-paper", admission="cap:8")
-    machine = Machine(profile=PROFILE, tool_slots=3, time_scale=2.0)
+    machine = Machine(profile=PROFILE, tool_slots=3, tool_cpu_list="0-1", time_scale=2.0)
     scenario = Scenario(
         title="t",
         workload=Workload(trace="-"),
@@ -60,6 +60,7 @@ def test_the_contestant_and_the_machine_are_on_the_command_line(tmp_path: Path) 
         "--time-scale 2",
         "--port 18499",
         "--set tools.slots=3",
+        "--set tools.cpu_list=0-1",
         f"--events {tmp_path}/events.jsonl",
     ):
         assert part in text

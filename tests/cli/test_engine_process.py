@@ -93,6 +93,17 @@ async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, free_port
         await engine.stop()
 
 
+async def test_it_runs_on_the_cores_it_is_given(tmp_path: Path, free_port: int):
+    cores = frozenset({min(os.sched_getaffinity(0))})
+    command = [sys.executable, str(FAKE), str(free_port)]
+    url = f"http://127.0.0.1:{free_port}"
+    engine = EngineProcess(command, dict(os.environ), url, tmp_path / "engine.log", cores)
+    await engine.start()
+    await engine.ready(READY_S)
+    assert os.sched_getaffinity(_core(engine).pid) == cores
+    await engine.stop()
+
+
 async def test_stop_before_start_does_nothing(tmp_path: Path, free_port: int):
     await _engine(tmp_path, free_port).stop()
 
@@ -102,7 +113,7 @@ def test_the_engine_ends_with_its_parent(tmp_path: Path):
     code = (
         "import os, subprocess, sys\n"
         "from mars.cli import leash\n"
-        "child = subprocess.Popen([sys.executable, leash.__file__, str(os.getpid()),\n"
+        "child = subprocess.Popen([sys.executable, leash.__file__, str(os.getpid()), '',\n"
         "    sys.executable, '-c', 'import signal; print(1, flush=True); signal.pause()'],\n"
         "    start_new_session=True, stdout=subprocess.PIPE)\n"
         "child.stdout.readline()\n"

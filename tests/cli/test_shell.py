@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from mars.cli.shell import shell_arguments
+from mars.config import ToolsConfig
 from mars.core.events import Event, ToolFinished
+from mars.tools.configured import make_pool
 from mars.tools.pool import ToolPool
 from mars.tools.server import ToolServer
 
@@ -62,6 +64,22 @@ def test_an_endless_command_ends_in_words() -> None:
     ran = shell("-c", "trap '' TERM; while :; do sleep 1; done", MARS_TOOLS__TIMEOUT_S="0.5")
     assert "stopped after its timeout of 0.5 s" in ran.stderr
     assert ran.returncode == 137
+
+
+CORE = min(os.sched_getaffinity(0))
+WHERE = "grep Cpus_allowed_list /proc/self/status"
+
+
+def test_commands_run_on_the_cores_for_tools() -> None:
+    ran = shell("-c", WHERE, MARS_TOOLS__CPU_LIST=str(CORE))
+    assert ran.stdout.split()[-1] == str(CORE)
+
+
+async def test_the_tool_server_says_on_which_cores_a_command_runs(tmp_path: Path) -> None:
+    pool = make_pool(ToolsConfig(cpu_list=str(CORE)))
+    async with pool, ToolServer(pool, tmp_path / "tools.sock") as server:
+        ran = await asyncio.to_thread(shell, "-c", WHERE, MARS_TOOLS=str(server.path))
+    assert ran.stdout.split()[-1] == str(CORE)
 
 
 async def test_each_command_has_a_slot_of_its_session(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from mars.config import ConfigError
 from mars.config.schema import ToolsConfig
 from mars.core.policy import UnknownPolicyError
-from mars.tools.configured import limits_of, make_pool
+from mars.tools.configured import cores_beside, limits_of, make_pool
 from mars.tools.slots import parse_cores
 from tools.conftest import shell
 
@@ -24,6 +24,14 @@ async def test_tools_run_on_the_cores_they_are_given() -> None:
     assert result.stdout.split()[-1] == str(CORE).encode()
     assert pool.slots == 1
     assert pool.policy.name == "shortest"
+
+
+def test_everything_else_has_the_other_cores() -> None:
+    usable = frozenset(os.sched_getaffinity(0))
+    assert cores_beside(ToolsConfig()) is None
+    assert cores_beside(ToolsConfig(cpu_list=str(CORE))) == (usable - {CORE} or None)
+    everything = ",".join(map(str, sorted(usable)))
+    assert cores_beside(ToolsConfig(cpu_list=everything)) is None
 
 
 async def test_slots_and_limits_are_those_of_the_settings() -> None:

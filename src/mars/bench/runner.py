@@ -131,7 +131,8 @@ async def run_contestant(
         url=url, model=experiment.profile.model, time_scale=machine.time_scale
     )
     host = HostWatch()
-    async with ToolSide(machine.tool_slots, contestant.tool_policy) as tools:
+    tool_side = ToolSide(machine.tool_slots, contestant.tool_policy, machine.tool_cpu_list)
+    async with tool_side as tools:
         replay = Replay(experiment.sessions, settings, tools)
         running = Running(contestant, server, replay, tools)
         async with _watched(watch, running):
@@ -157,6 +158,7 @@ def serve_arguments(
         *("--time-scale", f"{machine.time_scale:g}", "--port", str(port)),
         *("--events", str(folder / "events.jsonl"), "--engine-log", str(folder / "engine.log")),
         *("--set", f"tools.slots={machine.tool_slots}"),
+        *(("--set", f"tools.cpu_list={machine.tool_cpu_list}") if machine.tool_cpu_list else ()),
         *("--set", f"gateway.hold_budget_s={HOLD_BUDGET_S}"),
         *("--", *experiment.scenario.vllm_flags),
     ]

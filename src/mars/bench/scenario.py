@@ -59,6 +59,8 @@ class Machine(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kv_tokens: Count | None = None
     """KV pool; None: what the profile's memory holds."""
     tool_slots: Count = 2
+    tool_cpu_list: str | None = None
+    """Cores for tools, as in ``2-5,8``, which the engine then keeps off; None: all."""
     time_scale: Positive = 1.0
 
 

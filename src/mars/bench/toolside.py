@@ -12,10 +12,11 @@ from typing import Self
 import aiohttp
 import msgspec
 
+from mars.config import ToolsConfig
 from mars.core.events import Event
 from mars.telemetry.codec import Record, to_map
 from mars.tools import burn
-from mars.tools.pool import ToolPool
+from mars.tools.configured import make_pool
 from mars.tools.request import ToolRequest
 from mars.traces.schema import TraceTool
 
@@ -30,15 +31,20 @@ class ToolSide:
     Args:
         slots: tool calls that run at once.
         policy: tool policy that orders the queue.
+        cpu_list: cores that they run on; None: all that this process may use.
+
+    Raises:
+        ConfigError: cores there are not.
     """
 
-    def __init__(self, slots: int, policy: str) -> None:
+    def __init__(self, slots: int, policy: str, cpu_list: str | None = None) -> None:
         self.num_failed = 0
         self.num_unposted = 0
         self._wanted_s = 0.0
         self._taken_s = 0.0
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._pool = ToolPool(slots, policy, self._events.put_nowait)
+        settings = ToolsConfig(slots=slots, policy=policy, cpu_list=cpu_list)
+        self._pool = make_pool(settings, self._events.put_nowait)
 
     async def __aenter__(self) -> Self:
         self._pool.start()

@@ -34,15 +34,22 @@ class EngineProcess:
         environment: All of its environment.
         url: Base URL the server will answer on.
         log_path: File for the server's output.
+        cores: It may run on; None: all that this process may use.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], url: str, log_path: Path
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        url: str,
+        log_path: Path,
+        cores: frozenset[int] | None = None,
     ) -> None:
         self.url = url
         self.log_path = log_path
         self._command = list(command)
         self._environment = dict(environment)
+        self._cores = cores
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -52,6 +59,7 @@ class EngineProcess:
                 sys.executable,
                 leash.__file__,
                 str(os.getpid()),
+                ",".join(map(str, sorted(self._cores or ()))),
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from mars.cli.errors import CliError
 from mars.cli.settings import NO_SETTINGS, SettingsFlags
 from mars.tools.cgroup import ControlGroups
-from mars.tools.configured import limits_of
+from mars.tools.configured import cores_of, limits_of
 from mars.tools.request import ToolRequest, ToolResult
 from mars.tools.shim import EventPoster, run_in_foreground, warn_on_stderr
 from mars.tools.slot_client import WAIT_S, SlotClient
@@ -95,9 +95,10 @@ def run_tool(
         keeps_background=keep_background,
         limits=limits_of(config),
     )
+    cores = cores_of(config)
     groups = ControlGroups()
     try:
-        result = run_in_foreground(request, poster, groups, slot_client())
+        result = run_in_foreground(request, poster, groups, slot_client(), cores)
     finally:
         groups.close()
     for notice in result.notices:

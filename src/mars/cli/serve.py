@@ -25,6 +25,7 @@ from mars.cli.ports import free_port, require_free
 from mars.cli.settings import NO_SETTINGS, SettingsFlags
 from mars.config import MarsConfig, check_policies
 from mars.gateway import listen
+from mars.tools.configured import cores_beside
 
 app = App(
     name="serve",
@@ -126,7 +127,8 @@ def serve(
             kv_tokens=kv_tokens,
             directory=directory,
         )
-        engine = _prepared(request, config.gateway.engine_url, engine_log)
+        beside = cores_beside(config.tools)  # the engine keeps off the tools' cores
+        engine = _prepared(request, config.gateway.engine_url, engine_log, beside)
         asyncio.run(
             serve_until_stopped(
                 engine, config, listener, engine_timeout_s, lambda: wire(settings.read(flags))
@@ -149,14 +151,17 @@ def _check(config: MarsConfig, engine_port: int, *, is_misplaced: bool) -> None:
         require_free("127.0.0.1", engine_port, "--engine-port")
 
 
-def _prepared(request: EngineRequest, url: str, log_path: Path | None) -> EngineProcess:
+def _prepared(
+    request: EngineRequest, url: str, log_path: Path | None, cores: frozenset[int] | None
+) -> EngineProcess:
     """The engine, not started; what is on disk goes away if it cannot be."""
     try:
         command, environment = engine_command(request)
     except Exception:
         shutil.rmtree(request.directory, ignore_errors=True)
         raise
-    return EngineProcess(command, environment, url, log_path or request.directory / "engine.log")
+    path = log_path or request.directory / "engine.log"
+    return EngineProcess(command, environment, url, path, cores)
 
 
 def _wired(config: MarsConfig, directory: Path, engine_port: int, *, is_stock: bool) -> MarsConfig:

@@ -17,7 +17,7 @@ from pathlib import Path
 from mars.cli.exec import slot_client
 from mars.config import load
 from mars.tools.cgroup import ControlGroups
-from mars.tools.configured import limits_of
+from mars.tools.configured import cores_of, limits_of
 from mars.tools.request import ToolRequest
 from mars.tools.shim import EventPoster, run_in_foreground
 
@@ -55,10 +55,11 @@ def main() -> None:
         keeps_background=True,  # agents start servers this way, and stop them later
         limits=limits_of(config),
     )
+    cores = cores_of(config)
     groups = ControlGroups()
     poster = EventPoster(os.environ.get("MARS_GATEWAY"), os.environ.get("MARS_API_KEY"))
     try:
-        result = run_in_foreground(request, poster, groups, slot_client())
+        result = run_in_foreground(request, poster, groups, slot_client(), cores)
     finally:
         groups.close()
     for notice in result.notices:

@@ -192,7 +192,8 @@ class ToolsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Keyword arguments of the tool policy."""
 
     cpu_list: str | None = None
-    """Cores for tools, as in ``2-5,8``. None: all that this process may use."""
+    """Cores for tools, as in ``2-5,8``; an engine that `mars serve` starts keeps off them. None:
+    all that this process may use."""
 
     socket: str | None = None
     """Unix socket of the tool server that runs beside the gateway. None: one in a folder of

@@ -15,6 +15,7 @@ Imports nothing that needs MARS to run here but `msgspec`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -79,6 +80,7 @@ class SlottedExecutor(ToolExecutor):
         command = tool_class("terminal", ("bash", "-c", getattr(action, "command", "")))
         if not slot.acquire(str(conversation.id), uuid.uuid4().hex, command):
             return self._inner(action, conversation)
+        self._move_to(slot.cores)
         started_at, cpu_seconds = time.monotonic(), self._cpu_seconds()
         exit_code = -1
         try:
@@ -102,10 +104,21 @@ class SlottedExecutor(ToolExecutor):
         """Interrupt the inner executor."""
         self._inner.interrupt()
 
+    @property
+    def _shell(self) -> Any:
+        """The process of the conversation's shell; None where there is no one shell."""
+        session = getattr(self._inner, "_session", None)
+        return getattr(getattr(session, "terminal", None), "process", None)
+
+    def _move_to(self, cores: frozenset[int] | None) -> None:
+        """The shell, and what it starts from now on, runs on these cores."""
+        if cores is not None and self._shell is not None:
+            with contextlib.suppress(OSError):  # it has ended: the action will say so
+                os.sched_setaffinity(self._shell.pid, cores)
+
     def _cpu_seconds(self) -> float:
         """Of the shell and of the commands it has waited for; 0 where there is no one shell."""
-        session = getattr(self._inner, "_session", None)
-        process = getattr(getattr(session, "terminal", None), "process", None)
+        process = self._shell
         if process is None:
             return 0.0
         try:

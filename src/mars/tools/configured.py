@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from mars.config import ConfigError
@@ -22,18 +23,37 @@ def make_pool(config: ToolsConfig, emit: Callable[[Event], None] | None = None) 
         ConfigError: ``tools.cpu_list`` names cores there are not.
         UnknownPolicyError: no tool policy of that name, or an option it lacks.
     """
-    cores = None
-    if config.cpu_list is not None:
-        try:
-            cores = parse_cores(config.cpu_list)
-        except ValueError as error:
-            raise ConfigError(f"tools.cpu_list: {error}") from None
+    cores = cores_of(config)
     return ToolPool(
         config.slots or default_slots(len(cores) if cores else None),
         tool_policies.create(config.policy, **config.policy_options),
         emit,
         runner=ToolRunner(cores=cores),
     )
+
+
+def cores_of(config: ToolsConfig) -> frozenset[int] | None:
+    """The cores for tools; None: all.
+
+    Raises:
+        ConfigError: ``tools.cpu_list`` names cores there are not.
+    """
+    if config.cpu_list is None:
+        return None
+    try:
+        return parse_cores(config.cpu_list)
+    except ValueError as error:
+        raise ConfigError(f"tools.cpu_list: {error}") from None
+
+
+def cores_beside(config: ToolsConfig) -> frozenset[int] | None:
+    """The cores that are left to everything else; None: all, since tools may use any or all.
+
+    Raises:
+        ConfigError: ``tools.cpu_list`` names cores there are not.
+    """
+    cores = cores_of(config)
+    return frozenset(os.sched_getaffinity(0)) - cores or None if cores else None
 
 
 def limits_of(config: ToolsConfig) -> ToolLimits:

@@ -121,6 +121,11 @@ class ToolPool:
         return self._slots
 
     @property
+    def cores(self) -> frozenset[int] | None:
+        """Cores that tools may run on; None: all that this process may use."""
+        return self._runner.cores
+
+    @property
     def losses(self) -> tuple[str, ...]:
         """What this machine cannot give to tools, in words."""
         return self._runner.losses

@@ -6,8 +6,9 @@ One connection is one tool call. The client sends one line and reads one line:
 - ``{"op": "run", "request": {...}}``: the pool runs it; the answer is the result
   (``stdout`` and ``stderr`` in base64).
 - ``{"op": "lease", "session_id", "tool_call_id", "tool_name"}``: the answer
-  ``{"queued_s": ...}`` comes when there is a slot. The tool runs where the client wants it.
-  At its end the client sends ``{"exit_code", "duration_s", "cpu_seconds", ...}``.
+  ``{"queued_s": ..., "cores": [...]}`` comes when there is a slot. The client starts the tool
+  itself, on those cores (null: any). At the end it sends
+  ``{"exit_code", "duration_s", "cpu_seconds", ...}``.
 - ``{"op": "load"}``: the state of the pool.
 - ``{"op": "end_session", "session_id"}``: the session is over.
 
@@ -176,7 +177,9 @@ class ToolServer:
     ) -> None:
         names = (ask.session_id, ask.tool_call_id, ask.tool_name)
         async with self._pool.lease(*names) as lease:
-            await _send(writer, {"queued_s": lease.queued_s})
+            cores = self._pool.cores
+            granted = {"queued_s": lease.queued_s, "cores": sorted(cores) if cores else None}
+            await _send(writer, granted)
             with contextlib.suppress(msgspec.DecodeError):
                 lease.finish(_results.decode(await said))
 

@@ -102,6 +102,7 @@ def run_in_foreground(
     poster: EventPoster,
     groups: ControlGroups | None = None,
     slot: SlotClient | None = None,
+    cores: frozenset[int] | None = None,
 ) -> ToolResult:
     """Run a command to its end with the caller's own stdin, stdout and stderr.
 
@@ -113,22 +114,28 @@ def run_in_foreground(
         request: The call; its ``stdin`` and ``limits.output_bytes`` have no meaning here.
         poster: Told of its start (while it runs) and of its end.
         groups: Control groups to use; ``None``: none.
-        slot: Waited for before it starts; its server then reports in place of ``poster``.
+        slot: Waited for before it starts; its server then reports in place of ``poster``, and
+            says on which cores it runs.
+        cores: It may run on; ``None``: all that this process may use.
     """
     queued_at = time.monotonic()
     names = (request.session_id, request.tool_call_id, request.tool_class)
     if slot is None or not slot.acquire(*names):
-        return _run(request, poster, groups, queued_at)
+        return _run(request, poster, groups, queued_at, cores)
     result = ToolResult(exit_code=-signal.SIGKILL, duration_s=0.0)
     try:
-        result = _run(request, EventPoster(None), groups, queued_at)
+        result = _run(request, EventPoster(None), groups, queued_at, slot.cores)
     finally:
         slot.release(result)
     return result
 
 
 def _run(
-    request: ToolRequest, poster: EventPoster, groups: ControlGroups | None, queued_at: float
+    request: ToolRequest,
+    poster: EventPoster,
+    groups: ControlGroups | None,
+    queued_at: float,
+    cores: frozenset[int] | None,
 ) -> ToolResult:
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
     group = groups.create(f"tool-{mark}", request.limits) if groups else None
@@ -136,7 +143,7 @@ def _run(
         adopt_orphans()
     with _Forwarding() as forwarding:
         try:
-            process, is_grouped = _spawn(request, group, mark)
+            process, is_grouped = _spawn(request, group, mark, cores)
         except OSError as error:
             if groups is not None and group is not None:
                 groups.retire(group)
@@ -165,7 +172,7 @@ def _has_terminal() -> bool:
 
 
 def _spawn(
-    request: ToolRequest, group: ToolGroup | None, mark: str
+    request: ToolRequest, group: ToolGroup | None, mark: str, cores: frozenset[int] | None
 ) -> tuple[subprocess.Popen[bytes], bool]:
     """The process, and whether it went into its group before the command began."""
     limits = request.limits
@@ -174,6 +181,8 @@ def _spawn(
     def confine() -> None:  # in the child; safe, for there is one thread yet
         if group is not None and group.add(os.getpid()):
             os.write(tell, b"1")
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
         if limits.file_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
 

@@ -32,6 +32,8 @@ class SlotClient:
         self._wait_s = wait_s
         self._warn = warn
         self._socket: socket.socket | None = None
+        self.cores: frozenset[int] | None = None
+        """Where the tool is to run, once there is a slot; None: anywhere."""
 
     def acquire(self, session_id: str, tool_call_id: str, tool_name: str) -> bool:
         """Wait for a slot; False (after a warning) where there is none to be had."""
@@ -46,13 +48,14 @@ class SlotClient:
         try:
             link.connect(self._path)
             link.sendall(msgspec.json.encode(ask) + b"\n")
-            _await_grant(link)
+            cores = _await_grant(link).get("cores")
         except TimeoutError:
             reason = f"no slot within {self._wait_s:g} s"
         except (OSError, msgspec.DecodeError) as error:
             reason = str(error)
         else:
             self._socket = link
+            self.cores = frozenset(cores) if cores else None
             return True
         link.close()
         self._warn(f"running without a slot of the tool server at {self._path}: {reason}")
@@ -68,7 +71,7 @@ class SlotClient:
         self._socket = None
 
 
-def _await_grant(link: socket.socket) -> None:
+def _await_grant(link: socket.socket) -> dict[str, Any]:
     line = b""
     while not line.endswith(b"\n"):
         chunk = link.recv(65536)
@@ -78,3 +81,4 @@ def _await_grant(link: socket.socket) -> None:
     answer = msgspec.json.decode(line or b"{}", type=dict[str, Any])
     if "queued_s" not in answer:
         raise OSError(answer.get("error", "it hung up"))
+    return answer
