@@ -19,38 +19,17 @@ from mars.bench.live import LiveView, comparison
 from mars.bench.plots import PlottedRun
 from mars.bench.report import quality_text, write_report
 from mars.bench.runner import Experiment, Outcome, run_contestant
-from mars.bench.scenario import Contestant, Scenario, ScenarioError, load_scenario, pressure
-
-DEFAULT_SCENARIO = Path("scenarios/demo.toml")
-DEFAULT_OUT = Path("results/demo")
+from mars.bench.scenario import Contestant, Scenario, ScenarioError, pressure
 
 
-def demo(
-    scenario: Path = DEFAULT_SCENARIO,
-    *,
-    out: Path = DEFAULT_OUT,
-    sessions: int | None = None,
-    turns: int | None = None,
-    time_scale: float | None = None,
-    kv_tokens: int | None = None,
-    tool_slots: int | None = None,
-    policies: Sequence[str] = (),
-    seed: int | None = None,
-    port: int = 0,
-    console: Console | None = None,
+async def run_all(
+    scenario: Scenario, out: Path, *, port: int = 0, console: Console | None = None
 ) -> list[Outcome]:
-    """Run a scenario, show it, and write its report; what `make demo` does.
+    """Run every policy of a scenario, show it, and write its report; what `make demo` does.
 
     Args:
-        scenario: the scenario file.
-        out: folder for the report and one folder per policy.
-        sessions: how many sessions, in place of the file's.
-        turns: most turns of a session.
-        time_scale: dilation of everything timed; 2 halves the load on a slow machine.
-        kv_tokens: KV pool.
-        tool_slots: tool calls at once.
-        policies: labels of the file, or ``POLICY`` or ``POLICY@ADMISSION``.
-        seed: of the choice of sessions and of their arrivals.
+        scenario: what is compared.
+        out: folder for the report and one folder per policy; written also when cut short.
         port: where the gateway listens; 0: a free port.
         console: where to show it.
 
@@ -58,20 +37,6 @@ def demo(
         ScenarioError: the scenario cannot be run as asked.
         ServerError: an engine did not come up.
     """
-    chosen = override(
-        load_scenario(scenario),
-        workload={"sessions": sessions, "turns": turns},
-        machine={"time_scale": time_scale, "kv_tokens": kv_tokens, "tool_slots": tool_slots},
-        policies=policies,
-        seed=seed,
-    )
-    return asyncio.run(run_all(chosen, out, port=port, console=console or Console()))
-
-
-async def run_all(
-    scenario: Scenario, out: Path, *, port: int = 0, console: Console | None = None
-) -> list[Outcome]:
-    """Run every policy of a scenario; write the report also when cut short after one."""
     console = console or Console(quiet=True)
     experiment = Experiment.prepare(scenario)
     load = pressure(experiment.sessions, experiment.kv_tokens)

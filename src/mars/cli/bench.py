@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from mars.bench.live import comparison
 from mars.bench.result import read_result
 from mars.cli.bench_agents import agents
 from mars.cli.bench_openhands import openhands
-from mars.cli.errors import CliError
+from mars.cli.scenario_flags import NO_FLAGS, ScenarioFlags
 
 DEFAULT_SCENARIO = Path("scenarios/demo.toml")
 DEFAULT_OUT = Path("results/demo")
@@ -44,14 +45,8 @@ def demo(
     scenario: Path = DEFAULT_SCENARIO,
     *,
     out: Path = DEFAULT_OUT,
-    sessions: int | None = None,
-    turns: int | None = None,
-    time_scale: float | None = None,
-    kv_tokens: int | None = None,
-    tool_slots: int | None = None,
-    policies: str = "",
-    seed: int | None = None,
     port: int = 0,
+    flags: ScenarioFlags = NO_FLAGS,
 ) -> None:
     """Run one scenario under several policies on the emulated accelerator, and compare.
 
@@ -61,43 +56,13 @@ def demo(
         The scenario file; the flags below replace single values of it.
     out
         Folder for the report, and one folder per policy with its result, events and logs.
-    sessions
-        How many sessions.
-    turns
-        Most turns of a session.
-    time_scale
-        Dilation of everything timed: 2 halves the load on a slow machine and takes twice
-        as long; results are divided by it.
-    kv_tokens
-        KV pool of the emulated accelerator: less is more pressure.
-    tool_slots
-        Tool calls that run at once.
-    policies
-        Which, separated by commas: labels of the scenario, or POLICY, or POLICY@ADMISSION.
-    seed
-        Of the choice of sessions and of their arrivals.
     port
         Where the gateway listens; 0 takes a free port.
     """
-    from mars.bench.demo import demo as run_demo
+    from mars.bench.demo import run_all
 
-    if not scenario.exists():
-        raise CliError(
-            f"there is no scenario {scenario}",
-            f"run it where {DEFAULT_SCENARIO} is (the repository), or name a file",
-        )
-    run_demo(
-        scenario,
-        out=out,
-        sessions=sessions,
-        turns=turns,
-        time_scale=time_scale,
-        kv_tokens=kv_tokens,
-        tool_slots=tool_slots,
-        policies=[name for name in policies.split(",") if name],
-        seed=seed,
-        port=port,
-    )
+    chosen = flags.read(scenario, DEFAULT_SCENARIO)
+    asyncio.run(run_all(chosen, out, port=port, console=Console()))
 
 
 @app.command

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mars.cli.errors import CliError
 from mars.cli.ports import free_port
+from mars.cli.scenario_flags import NO_FLAGS, ScenarioFlags
 
 DEFAULT_SCENARIO = Path("scenarios/openhands.toml")
 DEFAULT_OUT = Path("results/openhands")
@@ -23,16 +24,10 @@ def openhands(
     tasks: Path | None = None,
     url: str | None = None,
     out: Path = DEFAULT_OUT,
-    sessions: int | None = None,
-    turns: int | None = None,
-    time_scale: float | None = None,
-    kv_tokens: int | None = None,
-    tool_slots: int | None = None,
-    policies: str = "",
-    seed: int | None = None,
     processes: int = 2,
     limit_s: float = 900.0,
     port: int = 0,
+    flags: ScenarioFlags = NO_FLAGS,
 ) -> None:
     """Run OpenHands tasks under several policies on the emulated accelerator, and compare.
 
@@ -50,20 +45,6 @@ def openhands(
         `MARS_TOOLS`, if set, gives the slots.
     out
         Folder for the report, and one folder per policy.
-    sessions
-        How many tasks.
-    turns
-        Most turns of a task.
-    time_scale
-        Dilation of everything timed: 2 halves the load on a slow machine.
-    kv_tokens
-        KV pool of the emulated accelerator.
-    tool_slots
-        Tool calls that run at once.
-    policies
-        Which, separated by commas: labels of the scenario, or POLICY, or POLICY@ADMISSION.
-    seed
-        Of the choice of sessions and of their arrivals.
     processes
         OpenHands processes that share the tasks (250 MiB each).
     limit_s
@@ -72,36 +53,19 @@ def openhands(
         Where the gateway listens; 0 takes a free port.
     """
     from mars.bench.agents.clients import CLIENTS, install_all
-    from mars.bench.demo import override
     from mars.bench.openhands.run import Deployment
     from mars.bench.openhands.tasks import read_tasks
     from mars.bench.runner import Experiment
-    from mars.bench.scenario import load_scenario
 
-    if not scenario.exists():
-        raise CliError(
-            f"there is no scenario {scenario}",
-            f"run it where {DEFAULT_SCENARIO} is (the repository), or name a file",
-        )
+    chosen = flags.read(scenario, DEFAULT_SCENARIO, time_scale=1.0 if url else None)
     console = Console()
     client = CLIENTS["openhands_agent"]
     if missing := install_all([client], console.print):
         raise CliError(f"OpenHands is missing: {missing[client.name]}", "check the package index")
-    chosen = override(
-        load_scenario(scenario),
-        workload={"sessions": sessions, "turns": turns},
-        machine={
-            "time_scale": 1.0 if url and time_scale is None else time_scale,
-            "kv_tokens": kv_tokens,
-            "tool_slots": tool_slots,
-        },
-        policies=[name for name in policies.split(",") if name],
-        seed=seed,
-    )
     experiment = Experiment.prepare(chosen)
     if tasks is not None:
         rate = chosen.workload.arrival_rate_per_s
-        found = read_tasks(tasks, sessions, rate, chosen.seed)
+        found = read_tasks(tasks, flags.sessions, rate, chosen.seed)
         experiment = replace(experiment, sessions=found)
     deployment = Deployment(
         experiment,
