@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -117,3 +118,82 @@ def test_ids_within_text_are_the_last_to_be_asked() -> None:
     body = peek(msgspec.json.encode({"messages": [{"role": "assistant", "content": told}]}))
     assert body is not None
     assert index.find(body) == "s"
+
+
+DRAFT = "Begin.\n\npoem.txt\n```\nThe first line of a poem.\n```\nThat is the file."
+HISTORY = f"# USER\nDo the work.\n# ASSISTANT\n{DRAFT}\n# USER\nI updated the files.\n"
+SUMMARISE = [{"role": "system", "content": "Summarise."}, {"role": "user", "content": HISTORY}]
+
+
+def quoted(index: EchoIndex, **body: Any) -> str | None:
+    looked_at = peek(msgspec.json.encode(body))
+    assert looked_at is not None
+    assert index.find(looked_at) is None
+    return index.quoted(looked_at)
+
+
+def test_a_summary_is_known_by_the_reply_that_it_quotes() -> None:
+    index = EchoIndex()
+    index.remember("a", reply([], DRAFT))
+    index.remember("b", reply([], DRAFT.replace("first", "second")))
+    index.remember("c", reply([], "Begin.\n\nNothing else, but at some length that will do."))
+    assert quoted(index, messages=SUMMARISE) == "a"
+    parts = [{"type": "text", "text": HISTORY}]
+    assert quoted(index, messages=[{"role": "user", "content": parts}]) == "a"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": SUMMARISE, "tools": [{"name": "bash"}]},
+        {"messages": [*SUMMARISE, {"role": "assistant", "content": "I see."}, ASK]},
+        {"messages": [{"role": "user", "content": HISTORY.replace("poem.txt", "prose.txt")}]},
+        {"messages": [ASK]},
+    ],
+)
+def test_what_is_about_a_reply_is_not_always_a_side_call(body: dict[str, Any]) -> None:
+    index = EchoIndex()
+    index.remember("a", reply([], DRAFT))
+    assert quoted(index, **body) is None
+
+
+def test_a_quotation_of_what_several_said_or_of_little_decides_nothing() -> None:
+    index = EchoIndex()
+    for name in ("a", "b"):
+        index.remember(name, reply([], DRAFT))
+    assert quoted(index, messages=SUMMARISE) is None
+    index.remember("c", reply([], "Ok, I will."))
+    assert quoted(index, messages=[{"role": "user", "content": "Ok, I will."}]) is None
+    other = EchoIndex()
+    other.remember("a", reply([], DRAFT))
+    other.remember("b", reply([], "Another reply, which is long enough to be known again."))
+    both = f"{HISTORY}\nAnother reply, which is long enough to be known again."
+    assert quoted(other, messages=[{"role": "user", "content": both}]) is None
+
+
+async def test_an_agent_without_ids_and_tools_is_one_session_with_its_summaries(
+    site: Site,
+) -> None:
+    """As aider does it: other messages move in between, and the history is summarised."""
+    first = await ask(site, [ASK], fake_text=DRAFT)
+    files = {"role": "user", "content": "poem.txt has changed"}
+    kept = [ASK, {"role": "assistant", "content": f"{DRAFT}\n"}, files]
+    assert await ask(site, kept, fake_text="Now it is done, and there is no more.") == first
+    await site.event("session_ended", session_id=first, generation=1)
+    assert await ask(site, SUMMARISE) == f"{first}/side"
+    await site.event("session_ended", session_id=first, generation=2, reason="single_turn")
+    assert not (await site.state())["active"]
+
+
+async def test_equal_openings_with_a_turn_open_stay_two_sessions(site: Site) -> None:
+    """Also when both then get the same reply: nobody can tell whose the next request is."""
+    site.engine.pause()
+    both = [asyncio.create_task(site.chat(messages=[ASK], fake_text=DRAFT)) for _ in range(2)]
+    await site.until(lambda engine: len(engine.seen) == 2)
+    names = {seen.session_id for seen in site.engine.seen}
+    assert len(names) == 2
+    site.engine.resume()
+    await asyncio.gather(*both)
+    going_on = [ASK, {"role": "assistant", "content": DRAFT}, ASK]
+    assert await ask(site, going_on) not in names
+    assert await ask(site, SUMMARISE) not in {*names, *(f"{name}/side" for name in names)}

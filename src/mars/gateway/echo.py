@@ -5,6 +5,9 @@ In order: ``previous_response_id``, the ids of our tool calls, then the text of 
 replies (CLIENTS section 3: 68 of 68 links right, against prompt-prefix hashing, which puts
 identical tasks into one session). What two sessions both echo decides nothing: a
 wrong merge is worse than a new session.
+
+A first request without tools that quotes a whole reply amidst a longer text is a side call of
+that session: how aider has its history summarised.
 """
 
 from __future__ import annotations
@@ -17,12 +20,16 @@ from typing import Any
 import msgspec
 
 from mars.gateway.identity import Peek
-from mars.gateway.replies import ReplyReader, text_hash
+from mars.gateway.replies import ReplyReader, first_words, text_hash
 
 MAX_KEYS = 50_000
 """Echoes remembered, about 15 MB of them; a thousand sessions of fifty turns (chosen)."""
 MAX_LOOKUPS = 64
 """Of one request, newest first: an agent's last turn is what tells."""
+MAX_LINES = 20_000
+"""Of one request that are searched for quotations, about 5 ms of time (chosen)."""
+MAX_LENGTHS = 8
+"""Replies of different lengths that begin with the same line and are told apart (chosen)."""
 
 
 _MENTIONED = re.compile(rb"\b(?:chatcmpl-tool-|call_|toolu_)[0-9A-Za-z]{8,}")
@@ -40,6 +47,8 @@ class EchoIndex:
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
         self._max_keys = max_keys
         self._said: OrderedDict[str, str | None] = OrderedDict()
+        self._lengths: OrderedDict[str, list[int]] = OrderedDict()
+        """First line of a reply -> how many lines such replies have."""
 
     def __len__(self) -> int:
         return len(self._said)
@@ -50,6 +59,8 @@ class EchoIndex:
             self._put(f"call:{tool.tool_call_id}", session_id)
         if reply.text_hash is not None:
             self._put(f"text:{reply.text_hash}", session_id)
+        if reply.outline is not None:
+            self._note(*reply.outline)
         if reply.response_id is not None:
             self._put(f"response:{reply.response_id}", session_id)
 
@@ -65,6 +76,35 @@ class EchoIndex:
             if session_id is not None:
                 return session_id
         return None
+
+    def quoted(self, body: Peek) -> str | None:
+        """The session of a reply that this request, which offers no tools, quotes as a whole.
+
+        Only a request that begins something: who has said something already is a
+        conversation of its own, also where it is about another one.
+        """
+        turns = [*_list(body.messages), *_list(body.input)]
+        has_tools = len(bytes(body.tools)) > len(b"[]")
+        if has_tools or any(turn.get("role") == "assistant" for turn in turns):
+            return None
+        found: set[str | None] = set()
+        for turn in turns:
+            lines = _text(turn.get("content")).split("\n", MAX_LINES)
+            for at, line in enumerate(lines):
+                for num_lines in self._lengths.get(first_words(line), ()):
+                    text = "\n".join(lines[at : at + num_lines])
+                    found.add(self._said.get(f"text:{text_hash(text)}"))
+        found.discard(None)
+        return found.pop() if len(found) == 1 else None
+
+    def _note(self, first_line: str, num_lines: int) -> None:
+        known = self._lengths.setdefault(first_line, [])
+        self._lengths.move_to_end(first_line)
+        if num_lines not in known:
+            known.append(num_lines)
+            del known[:-MAX_LENGTHS]
+        if len(self._lengths) > self._max_keys:
+            self._lengths.popitem(last=False)
 
     def _put(self, key: str, session_id: str) -> None:
         known = self._said.get(key, session_id)

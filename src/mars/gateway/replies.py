@@ -18,6 +18,9 @@ MAX_BODY_BYTES = 8 * 2**20
 """Of a reply that is not streamed; a longer one is not looked into."""
 MAX_LINE_BYTES = 2**20
 MAX_TEXT_CHARS = 2**20
+MIN_QUOTED_CHARS = 40
+"""A shorter reply ("Done.", "Ok, I will do that.") may be anybody's words (chosen)."""
+MAX_FIRST_CHARS = 120
 LAST_WORDS = frozenset({"finish", "final_answer", "submit", "attempt_completion"})
 """Calls by which a model says that its task is done (OpenHands, smolagents, SWE-agent, Cline)."""
 
@@ -41,6 +44,8 @@ class ReplyReader:
     is_stream: bool
     response_id: str | None = None
     text_hash: str | None = None
+    outline: tuple[str, int] | None = None
+    """First line and number of lines of a text that is long enough to be known when quoted."""
     is_over: bool = False
     """The API's own last event has come: a client that leaves now has heard everything."""
     _tools: dict[str, CalledTool] = field(default_factory=dict[str, CalledTool])
@@ -82,6 +87,7 @@ class ReplyReader:
         text = "".join(self._text)
         if text.strip() and self._num_chars <= MAX_TEXT_CHARS:
             self.text_hash = text_hash(text)
+            self.outline = _outline(text.strip())
         self._rest = b""
         self._text.clear()
 
@@ -155,6 +161,17 @@ class ReplyReader:
 def text_hash(text: str) -> str:
     """The hash by which a reply's text is known again; white space around it is not."""
     return hashlib.sha256(text.strip().encode(errors="surrogatepass")).hexdigest()
+
+
+def _outline(text: str) -> tuple[str, int] | None:
+    if len(text) < MIN_QUOTED_CHARS:
+        return None
+    return first_words(text.partition("\n")[0]), text.count("\n") + 1
+
+
+def first_words(line: str) -> str:
+    """What is kept of the first line of a reply."""
+    return line.strip()[:MAX_FIRST_CHARS]
 
 
 def _dicts(values: Any) -> Iterator[dict[str, Any]]:

@@ -37,6 +37,8 @@ from mars.gateway.turnwatch import TurnWatch
 
 GENERATIONS_KEPT = 20_000
 """Open requests of the engine whose session's life is remembered."""
+QUOTE = "quote"
+"""Source of an identity: the request quotes a reply, without being a step of its session."""
 PRIORITY_STEP_S = 0.1
 """Sessions that arrive this much apart get priorities that differ by one."""
 
@@ -105,7 +107,10 @@ class Turns:
             if not is_named:
                 self._comebacks.left(tenant, body, who.session_id)
             raise
-        verdict = self.contexts.judge(session, headers, looked_at, body)
+        if who.source == QUOTE:
+            verdict = Verdict(is_side=True)
+        else:
+            verdict = self.contexts.judge(session, headers, looked_at, body)
         if verdict.reason is not None:
             self._reset(session, num_prompt_tokens, verdict)
         if not verdict.is_side:
@@ -132,6 +137,9 @@ class Turns:
             return Identity(echoed, "echo")
         if left := self._comebacks.find(tenant, body):
             return Identity(left, "retry")
+        quoted = self.echo.quoted(looked_at)
+        if quoted and self.admission.tenant_of(quoted) in {None, tenant}:
+            return Identity(quoted, QUOTE)
         return Identity(f"anon-{uuid.uuid4().hex}", "none")
 
     def _reset(self, session: Session, num_prompt_tokens: int, verdict: Verdict) -> None:

@@ -181,7 +181,10 @@ class TurnWatch:
             turns.hub.emit(self._finished(outcome))
         turns.side_requests.discard(self._request_id)
         if self.is_side:
-            turns.admission.end_turn(self.session, is_side=True)
+            # Nobody else would end a session that came back for a side call only.
+            is_alone = self.session.num_turns == 0 and self.session.num_open_turns == 1
+            reason = "single_turn" if is_alone and not self._is_named else None
+            turns.admission.end_turn(self.session, reason, is_side=True)
             turns.hub.send("session_end", session_id=self.engine_session_id)
             return
         tools: list[CalledTool] = []

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -71,14 +72,14 @@ def fill_main(
     if not own:
         row.session = f"no request came: {run.last_words}"
         return
-    sessions = Counter(r.headers.get("x-session-id", "") for r in own)
+    sessions = Counter(map(_session, own))
     session_id = sessions.most_common(1)[0][0]
-    aside = [r for r in own if client.calls_tools and not _has_tools(r)]
-    aside += [r for r in requests if r not in own and r.headers.get("x-session-id") == session_id]
+    aside = [r for r in own if _is_aside(client, r, own[0])]
+    aside += [r for r in requests if r not in own and _session(r) == session_id]
     work_calls = [r for r in own if r not in aside]
-    is_one = {r.headers.get("x-session-id") for r in work_calls} == {session_id}
+    is_one = set(map(_session, work_calls)) == {session_id}
     row.session = _source(client, own[0], session_id) if is_one else f"no: {len(sessions)} sessions"
-    num_right = sum(r.headers.get("x-session-id") == session_id for r in aside)
+    num_right = sum(_session(r) == session_id for r in aside)
     row.side_calls = f"{num_right} of {len(aside)}" if aside else "none sent"
     is_done = run.exit_code == 0
     held_s = [
@@ -134,7 +135,38 @@ def _tools(client: Client, session_id: str, events: Sequence[ev.Event]) -> str:
     if not ended:
         return f"0 of {NUM_CALLS}"
     excess_s = ended[0].duration_s - PAUSE_S
-    return f"{len(ended)} of {NUM_CALLS}, first +{excess_s:.1f} s"
+    seen = f"{len(ended)} of {NUM_CALLS}, first +{excess_s:.1f} s"
+    measured = [e for e in ended if e.peak_bytes]
+    if not measured:
+        return seen
+    names = {e.tool_call_id for e in measured}
+    queued_s = sum(
+        e.queued_s for e in events if isinstance(e, ev.ToolStarted) and e.tool_call_id in names
+    )
+    cpu_s = sum(e.cpu_seconds for e in measured)
+    peak_mib = max(e.peak_bytes for e in measured) / 2**20
+    return (
+        f"{seen}; {len(measured)} measured: {cpu_s:.2f} CPU s, "
+        f"{peak_mib:.0f} MiB, queued {queued_s:.1f} s"
+    )
+
+
+def _session(request: TappedRequest) -> str:
+    return request.headers.get("x-session-id", "").removesuffix("/side")
+
+
+def _is_aside(client: Client, request: TappedRequest, first: TappedRequest) -> bool:
+    """No tools, or from an agent that has none: not the instructions that it began with."""
+    if client.calls_tools:
+        return not _has_tools(request)
+    return _instructions(request) != _instructions(first)
+
+
+def _instructions(request: TappedRequest) -> Any:
+    try:
+        return json.loads(request.body)["messages"][0]
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _has_tools(request: TappedRequest) -> bool:
