@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from mars.core.toolqueue.shortest import Shortest
 from mars.tools.pool import ToolPool
 from mars.tools.process import ToolRunner
 from tools.conftest import limits, shell
+from tools.test_disk import FILL, floor_of
+from tools.test_process import EAT
 
 
 class LastFirst(BaseToolPolicy):
@@ -262,16 +265,27 @@ async def test_an_ended_session_is_forgotten_by_the_policy(runner: ToolRunner) -
     assert policy.ended == ["s1"]
 
 
-async def test_light_sessions_are_served_beside_every_kind_of_hog(runner: ToolRunner) -> None:
-    hogs = {
-        "never ends": "sleep 1000",
-        "ignores SIGTERM": "trap '' TERM; while :; do sleep 1; done",
-        "floods": "yes",
-        "forks away": "for i in 1 2 3 4 5 6 7 8; do setsid sleep 1000 & done; sleep 1000",
-        "burns": "while :; do :; done",
-    }
-    async with ToolPool(6, "shortest", runner=runner) as pool:
-        running = [
+TIMED_OUT = "stopped after its timeout of 2 s"
+HOGS = {
+    "never ends": ("sleep 1000", TIMED_OUT),
+    "ignores SIGTERM": ("trap '' TERM; while :; do sleep 1; done", TIMED_OUT),
+    "floods": ("yes", "bytes of output left out here"),
+    "forks away": ("setsid sleep 1000 >&- 2>&- & exit 0", "left in the background were stopped"),
+    "fork bomb": ("for i in 1 2 3 4 5 6 7 8; do setsid sleep 99 & done; sleep 99", TIMED_OUT),
+    "burns": ("while :; do :; done", TIMED_OUT),
+    "eats memory": (f'exec {sys.executable} -ISc "{EAT}"', "may use 64 MiB"),
+    "fills the disk": (FILL, "the disk is nearly full"),
+}
+"""What tools do, and what their agent is told of it."""
+
+
+async def test_light_sessions_are_served_beside_every_kind_of_hog(
+    runner: ToolRunner, tmp_path: Path
+) -> None:
+    bounds = {"output_bytes": 1000, "memory_bytes": 64 << 20}
+    full = {**bounds, "disk_floor_bytes": floor_of(tmp_path)}
+    async with ToolPool(len(HOGS) + 1, "shortest", runner=runner) as pool:
+        hogs = [
             pool.run(
                 shell(
                     script,
@@ -279,17 +293,19 @@ async def test_light_sessions_are_served_beside_every_kind_of_hog(runner: ToolRu
                     tool_call_id=name,
                     timeout_s=2.0,
                     grace_s=0.2,
-                    limits=limits(output_bytes=1000),
+                    cwd=str(tmp_path),
+                    limits=limits(**(full if script == FILL else bounds)),
                 )
             )
-            for name, script in hogs.items()
+            for name, (script, _) in HOGS.items()
         ]
         light = [
             pool.run(shell(f"echo {i}", session_id="light", tool_call_id=str(i))) for i in range(20)
         ]
-        results = await asyncio.gather(*running, *light)
-    assert all(r.is_timed_out for r in results[: len(hogs)])
-    assert [r.stdout for r in results[len(hogs) :]] == [f"{i}\n".encode() for i in range(20)]
+        results = await asyncio.gather(*hogs, *light)
+    for (name, (_, words)), result in zip(HOGS.items(), results, strict=False):
+        assert words.encode() in result.stdout + result.stderr, name
+    assert [r.stdout for r in results[len(HOGS) :]] == [f"{i}\n".encode() for i in range(20)]
 
 
 @pytest.mark.parametrize("policy", ["fifo", "shortest"])

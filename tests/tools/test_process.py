@@ -77,6 +77,7 @@ async def test_a_tool_that_ignores_sigterm_is_killed(runner: ToolRunner) -> None
     script = "trap '' TERM; sleep 1000 & echo $!; wait; sleep 1000"
     result = await runner.run(shell(script, timeout_s=0.5, grace_s=0.2))
     assert result.exit_code == -9
+    assert b"timeout of 0.5 s" in result.stderr
     assert not is_alive(int(result.stdout))
 
 
@@ -97,6 +98,7 @@ async def test_what_forked_away_is_found_at_the_timeout(runner: ToolRunner, tmp_
     script = ESCAPE.format(folder=tmp_path) + "sleep 1000"
     result = await runner.run(shell(script, timeout_s=1.0, grace_s=0.2))
     assert result.is_timed_out
+    assert b"timeout of 1 s" in result.stderr
     assert not is_alive(int(result.stdout))
 
 
@@ -161,6 +163,8 @@ async def test_a_flood_without_end_is_bounded_by_the_timeout(runner: ToolRunner)
     )
     assert result.is_timed_out
     assert len(result.stdout) < 200
+    assert b"bytes of output left out here" in result.stdout
+    assert b"timeout of 0.5 s" in result.stderr
 
 
 async def test_a_tool_that_eats_memory_is_told_instead_of_just_killed(runner: ToolRunner) -> None:
