@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mars.cli.errors import CliError
 from mars.config import EngineConfig
 
 SCHEDULER = "mars.engine.vllm.MarsScheduler"
+_OFFLOADING = "--kv-offloading-size"
 _SERVER = ("-m", "vllm.entrypoints.openai.api_server")
 _OURS = ("--model", "--host", "--port", "--scheduler-cls", "--additional-config")
 
@@ -33,6 +34,9 @@ class EngineRequest:
     port: int
     flags: Sequence[str] = ()
     """vLLM's own, passed on as they are."""
+
+    host_kv_gib: float | None = None
+    """For vLLM's native offloading; None: none, or as ``flags`` say."""
 
     is_stock: bool = False
     """vLLM as it is, without the plug-in."""
@@ -55,6 +59,7 @@ def engine_command(request: EngineRequest) -> tuple[list[str], dict[str, str]]:
             "pip install 'mars-serving[vllm]' with a GPU; `make install` without one",
         )
     _refuse_own(request.flags)
+    request = replace(request, flags=[*request.flags, *_offloading(request)])
     arguments, environment = _emulated(request) if request.is_emulated else _real(request)
     return [sys.executable, *_SERVER, *arguments], environment
 
@@ -68,6 +73,23 @@ def _refuse_own(flags: Sequence[str]) -> None:
                 "leave it out: MODEL comes before `--`; the gateway has --host and --port; "
                 "--stock runs vLLM's own scheduler; engine settings are --set engine.NAME=VALUE",
             )
+
+
+def _offloading(request: EngineRequest) -> list[str]:
+    if request.host_kv_gib is None:
+        return []
+    names = {flag.partition("=")[0] for flag in request.flags}
+    if given := names & {_OFFLOADING, "--kv-transfer-config"}:
+        raise CliError(
+            f"--host-kv-gib and {given.pop()} after `--` both say what host memory is for",
+            "leave one of them out",
+        )
+    if request.host_kv_gib <= 0:
+        raise CliError(
+            f"--host-kv-gib {request.host_kv_gib:g} is no size",
+            "give GiB above 0, or leave it out",
+        )
+    return [_OFFLOADING, f"{request.host_kv_gib:g}"]
 
 
 def _real(request: EngineRequest) -> tuple[list[str], dict[str, str]]:

@@ -35,6 +35,7 @@ app = App(
 mars serve Qwen/Qwen3-Coder-30B-A3B-Instruct -- --max-model-len 131072
 mars serve MODEL --policy mars-paper --admission aimd-paper --events run.jsonl
 mars serve --emulate h100-qwen3-coder-30b --kv-tokens 120000   # needs no GPU
+mars serve MODEL --host-kv-gib 200        # KV of waiting sessions goes to host memory
 mars serve MODEL --stock                  # vLLM's own scheduler, as the baseline
 ```
 """,
@@ -53,6 +54,7 @@ def serve(
     emulate: str | None = None,
     kv_tokens: int | None = None,
     time_scale: float | None = None,
+    host_kv_gib: float | None = None,
     stock: Annotated[bool, Parameter(negative=())] = False,
     events: Path | None = None,
     engine_port: int = 0,
@@ -85,6 +87,9 @@ def serve(
         KV pool of the emulated accelerator; default: what the profile's memory holds.
     time_scale
         The emulated accelerator is so many times slower than its profile.
+    host_kv_gib
+        Host memory for KV that the GPU has no room for, in GiB over all ranks: vLLM's own
+        `--kv-offloading-size`. Default: none.
     stock
         Leave vLLM's own scheduler in place: the baseline, and no engine events.
     events
@@ -122,6 +127,7 @@ def serve(
             config=config.engine,
             port=int(config.gateway.engine_url.rpartition(":")[2]),
             flags=vllm_flags,
+            host_kv_gib=host_kv_gib,
             is_stock=stock,
             is_emulated=emulate is not None,
             kv_tokens=kv_tokens,

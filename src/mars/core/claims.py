@@ -88,7 +88,7 @@ class Claims:
         new = list(self._new_idle.values())
         self._new_idle.clear()
         for turn in turns:
-            if turn.is_running:
+            if turn.is_running or turn.is_loading:
                 running.append(turn)
                 continue
             num_waiting += 1

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from mars.core import events
 from mars.core.held import Emit, HeldKv, RetentionLimits
+from mars.core.hosttier import Loading, pending_blocks
 from mars.core.levels import LevelWatch
 from mars.core.model import Activity, Load, Session, SessionState, ToolCall, Turn
 from mars.core.policy import Rank, SchedulingPolicy
@@ -43,6 +44,7 @@ class CoScheduler:
         self.limits = limits or RetentionLimits()
         self.sessions: dict[str, Session] = {}
         self.turns: dict[str, Turn] = {}
+        self.loading = Loading()
         self.held = HeldKv(policy, self.limits, num_blocks, block_size, emit)
         self.computed_tokens = 0
         self.recomputed_tokens = 0
@@ -113,6 +115,7 @@ class CoScheduler:
         now: float,
         max_output_tokens: int = 0,
         priority: int = 0,
+        num_host_tokens: int | None = None,
     ) -> Turn:
         """A turn enters the engine. Without a session id it is a session of one turn."""
         session = self.session(session_id or request_id, now)
@@ -126,6 +129,7 @@ class CoScheduler:
             arrival_time=now,
             num_prompt_tokens=num_prompt_tokens,
             num_cached_tokens=min(session.cached_tokens, max(0, num_prompt_tokens - 1)),
+            num_host_tokens=num_host_tokens,
             priority=priority,
         )
         session.num_turns += 1
@@ -164,6 +168,7 @@ class CoScheduler:
         levels = self._levels
         if levels is not None:
             levels.look(turn, "ageing", now)
+        self.loading.end(turn)
         turn.is_running = True
         turn.num_cached_tokens = turn.num_computed_tokens = num_cached_tokens
         if levels is not None:
@@ -274,11 +279,13 @@ class CoScheduler:
         ``num_cached_blocks``: full blocks of it that can serve a next turn.
         """
         session = turn.session
+        self.loading.end(turn)
         del self.turns[turn.request_id]
         session.num_open_turns -= 1
         if turn.first_scheduled_at is not None:
             session.context_tokens = turn.num_tokens
             session.cached_tokens = num_cached_blocks * self.block_size
+            session.host_tokens = turn.num_prompt_tokens // self.block_size * self.block_size
         session.gives_kv = False
         session.last_turn_finished_at = now
         session.activity = Activity.ACTING
@@ -327,23 +334,18 @@ class CoScheduler:
         a prefill starts only when it can also finish; or keep the memory for others.
         Alone, a turn may always start.
         """
-        others = list(running)
+        self.loading.end(turn)  # One that asks has no blocks: its copy, if any, failed.
+        others = [*running, *self.loading.values()]
         if not others:
             return True
         if not self.policy.may_start(turn):
             return False
         if not self.policy.bounds_partial_prefills:
             return True
-        # A block for each that decodes; asked several times a step, of all that run.
-        pending, size = len(others), self.block_size
-        for other in others:
-            rest = other.num_prompt_tokens + other.num_output_tokens - other.num_computed_tokens
-            if rest > size:
-                pending += -(-rest // size) - 1
         # What is held for its own session it needs not find, nor can it be released for it:
         # the two cancel out.
-        need = self.blocks_of(turn.num_tokens + 1)
-        return need + pending <= free_blocks + self.held.num_blocks
+        need = self.blocks_of(turn.num_tokens + 1) + pending_blocks(others, self.block_size)
+        return need <= free_blocks + self.held.num_blocks
 
     def blocks_of(self, num_tokens: int) -> int:
         """KV blocks that hold so many tokens."""

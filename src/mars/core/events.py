@@ -298,6 +298,16 @@ class EngineSampled(Event):
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class HostKvSampled(Event):
+    """Host memory behind the engine's KV pool; told beside its load, where there is some."""
+
+    kind: ClassVar[str] = "host_kv_sampled"
+    num_blocks: int
+    """Of the size of the pool's."""
+    engine_rank: int = 0
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class EngineJoined(Event):
     """The control plane hears an engine process; what follows of it begins at ``first_seq``.
 

@@ -68,12 +68,15 @@ class Projection:
     def __init__(self, growth: GrowthForecast | None = None) -> None:
         self.growth = growth or GrowthForecast()
         self.pool_tokens = 0
+        self.host_tokens = 0
+        """What host memory takes besides; 0: there is none, as far as known."""
         self._growing: dict[str, Growing] = {}
 
     def saw(self, load: Load) -> int:
         """Take the pool's size from a sample; returns it, 0 while never known."""
         if load.kv_blocks_total:
             self.pool_tokens = load.kv_blocks_total * load.block_size
+            self.host_tokens = (load.host_blocks_total or 0) * load.block_size
         return self.pool_tokens
 
     def admitted(self, held: HeldSession) -> None:

@@ -61,6 +61,9 @@ class Session:
     """Prompt plus output of the last finished turn: the KV a warm return would find."""
     cached_tokens: int = 0
     """Tokens of ``context_tokens`` whose KV is believed present (retained or cached)."""
+    host_tokens: int = 0
+    """Of ``context_tokens``, what host memory was offered, where there is one: the prompt's
+    blocks, the reply's come with the next prompt. It may have evicted some since."""
     num_computed_tokens: int = 0
     """Tokens computed for this session so far, prefill and decode."""
     attained_service_s: float = 0.0
@@ -101,6 +104,8 @@ class Turn:
     num_prompt_tokens: int
     num_cached_tokens: int = 0
     """Prefix-cache hit when first scheduled; before that an estimate."""
+    num_host_tokens: int | None = None
+    """Prefix that host memory had when the turn came; None: there is no host memory."""
     num_computed_tokens: int = 0
     num_output_tokens: int = 0
     num_kv_blocks: int = 0
@@ -113,6 +118,8 @@ class Turn:
     level: int = 0
     """Last level told, of a policy that has levels."""
     is_running: bool = False
+    is_loading: bool = False
+    """It waits, and has blocks: they are copied from host memory, or were."""
     is_last_turn: bool | None = None
     first_scheduled_at: float | None = None
     first_token_at: float | None = None
@@ -152,6 +159,8 @@ class Load:
     kv_blocks_free: int | None = None
     kv_blocks_retained: int | None = None
     block_size: int = 16
+    host_blocks_total: int | None = None
+    """KV blocks that host memory takes; None: it takes none."""
     num_running: int | None = None
     num_waiting: int | None = None
     num_held: int | None = None

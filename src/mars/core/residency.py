@@ -16,7 +16,7 @@ from typing import ClassVar
 from mars.core.claims import Claim, Claims, Share
 from mars.core.lengths import SessionLengths
 from mars.core.model import Load, Session, Turn
-from mars.core.retention import PrefillCost
+from mars.core.retention import PriceTable
 
 COLD_TOKENS = 4096
 """A turn with more to compute than this and than half of its prompt is a cold start."""
@@ -107,7 +107,7 @@ class Residency:
     within ``overdue_s`` stand before one.
     """
 
-    def __init__(self, cost: PrefillCost, rules: ResidencyRules | None = None) -> None:
+    def __init__(self, cost: PriceTable, rules: ResidencyRules | None = None) -> None:
         self.rules = rules or ResidencyRules()
         self.blocked: set[str] = set()
         """Request ids that must wait."""
@@ -225,7 +225,8 @@ class Residency:
         claim.own_tokens = tokens - claim.share.shared_tokens
         claim.blocks = _blocks(claim.own_tokens, block_size)
         if claim.turn is None:
-            claim.recompute_s = self._cost.prefill_s(tokens)
+            host_tokens = claim.session.host_tokens
+            claim.recompute_s = self._cost.return_s(tokens, 0, host_tokens)
 
     def _spare(self, claim: Claim, total: int, num_resident: int, idle: float) -> float:
         """Blocks to be left free beside those that a waiting turn needs."""
@@ -256,7 +257,8 @@ def is_cold(turn: Turn) -> bool:
 
     A preempted turn is not: what it lost stays cached for the most part.
     """
-    uncached = turn.num_tokens - known_cached_tokens(turn)
+    found = max(known_cached_tokens(turn), turn.num_host_tokens or 0)
+    uncached = turn.num_tokens - found
     return not turn.num_preemptions and uncached > max(COLD_TOKENS, turn.num_tokens // 2)
 
 

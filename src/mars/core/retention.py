@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import deque
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mars.core.model import Load, Session
 
@@ -16,6 +17,15 @@ class PrefillCost(Protocol):
 
     def prefill_s(self, num_tokens: int, context_tokens: int = 0) -> float:
         """Seconds to compute ``num_tokens`` after ``context_tokens`` present ones."""
+        ...
+
+
+@runtime_checkable
+class ReloadCost(PrefillCost, Protocol):
+    """Prices reloads as well; ``mars.core.reload.TieredCost`` does."""
+
+    def reload_s(self, num_tokens: int) -> float:
+        """Seconds to copy so many tokens' KV from host memory."""
         ...
 
 
@@ -46,6 +56,7 @@ class PriceTable:
 
     def __init__(self, cost: PrefillCost) -> None:
         self._cost = cost
+        self._reload = cost if isinstance(cost, ReloadCost) else None
         self._at: dict[int, float] = {0: 0.0}
 
     def prefill_s(self, num_tokens: int, context_tokens: int = 0) -> float:
@@ -54,6 +65,31 @@ class PriceTable:
             return 0.0
         start = max(0, context_tokens)
         return self._until_s(start + num_tokens) - (self._until_s(start) if start else 0.0)
+
+    @property
+    def has_tier(self) -> bool:
+        """Whether reloads have a price: there is host memory behind the GPU's."""
+        return self._reload is not None
+
+    def reload_s(self, num_tokens: int) -> float:
+        """Seconds to copy so many tokens' KV from host memory; infinite where there is none."""
+        return math.inf if self._reload is None else self._reload.reload_s(num_tokens)
+
+    def return_s(self, num_tokens: int, cached_tokens: int, host_tokens: int) -> float:
+        """Seconds until a context is whole again: copied as far as host memory has it, the rest
+        computed. vLLM loads all that it finds, and no known link is slower than computing.
+
+        Args:
+            num_tokens: the whole context.
+            cached_tokens: the prefix that the GPU has.
+            host_tokens: the prefix that host memory has; 0 without a tier.
+        """
+        found = min(host_tokens, num_tokens)
+        if self._reload is None or found <= cached_tokens:
+            return self.prefill_s(num_tokens - cached_tokens, cached_tokens)
+        return self._reload.reload_s(found - cached_tokens) + self.prefill_s(
+            num_tokens - found, found
+        )
 
     def _until_s(self, num_tokens: int) -> float:
         index, rest = divmod(min(num_tokens, self.MAX_TOKENS), self.STEP_TOKENS)

@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from mars.core.events import EngineJoined, EngineSampled, Event, EventsDropped, HostSampled
+from mars.core.events import (
+    EngineJoined,
+    EngineSampled,
+    Event,
+    EventsDropped,
+    HostKvSampled,
+    HostSampled,
+)
 from mars.core.model import Load
 
 WINDOW_S = 10.0
@@ -68,6 +75,7 @@ class LoadBoard:
         self._num_held = num_held
         self._tool_slots = tool_slots
         self._engines: dict[int, deque[EngineLoad]] = {}
+        self._host_blocks: dict[int, int] = {}
         self._host: HostSampled | None = None
         self._pool: HostSampled | None = None
         self._waiting_since: float | None = None
@@ -94,9 +102,12 @@ class LoadBoard:
                 ),
                 event.engine_rank,
             )
+        elif isinstance(event, HostKvSampled):
+            self._host_blocks[event.engine_rank] = event.num_blocks
         elif isinstance(event, EngineJoined):
             if event.is_restart:
                 self._engines.pop(event.engine_rank, None)
+                self._host_blocks.pop(event.engine_rank, None)
                 self._seen = None
         elif isinstance(event, EventsDropped):
             if event.source.startswith("engine"):
@@ -232,6 +243,7 @@ class LoadBoard:
             kv_blocks_free=sum(sample.kv_blocks_free for sample in last),
             kv_blocks_retained=_sum(sample.kv_blocks_retained for sample in last),
             block_size=last[0].block_size,
+            host_blocks_total=sum(self._host_blocks.values()) or None,
             num_running=sum(sample.num_running for sample in last),
             num_waiting=sum(sample.num_waiting for sample in last),
             preemptions=sum(s[-1].preemptions - s[0].preemptions for s in ranks),

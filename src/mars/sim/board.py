@@ -48,6 +48,7 @@ class LoadBoard:
             kv_blocks_free=engine.kv_blocks_free,
             kv_blocks_retained=engine.kv_blocks_retained,
             block_size=engine.block_size,
+            host_blocks_total=engine.host_blocks_total,
             num_running=engine.num_running,
             num_waiting=engine.num_waiting,
             num_held=self._num_held(),

@@ -68,8 +68,17 @@ class Engine(EngineMemory):
     ) -> None:
         """A turn arrives: its prompt and the reply it will give, as content segments."""
         num_prompt = sum(count for _, _, count in prompt)
-        turn = self.co.submit(request_id, session_id, num_prompt, now, max_output_tokens=reply[2])
-        request = Request(turn, self._contents.path((*prompt, reply)), reply[2])
+        path = self._contents.path((*prompt, reply))
+        host_tokens = self._host_tokens(path, num_prompt)
+        turn = self.co.submit(
+            request_id,
+            session_id,
+            num_prompt,
+            now,
+            max_output_tokens=reply[2],
+            num_host_tokens=host_tokens,
+        )
+        request = Request(turn, path, reply[2])
         self.waiting.append(request)
         if self.tier is not None:
             self.tier.arrived(request)
@@ -150,6 +159,7 @@ class Engine(EngineMemory):
             kv_blocks_free=self.pool.num_free,
             kv_blocks_retained=self.num_held_blocks,
             block_size=self.shape.block_size,
+            host_blocks_total=self.tier.pool.num_blocks if self.tier is not None else None,
             num_running=len(self.running),
             num_waiting=len(self.waiting) + len(self.loading),
             preemptions=co.preemptions,

@@ -14,6 +14,7 @@ from mars.core.copies import HostMemory
 from mars.core.coscheduler import CoScheduler
 from mars.core.evictions import EvictionTally
 from mars.sim.blocks import BlockPool, Hit, Table
+from mars.sim.content import Span
 from mars.sim.request import Request
 from mars.sim.tier import Tier
 
@@ -116,6 +117,7 @@ class EngineMemory:
             pool.take(table, num_load)
             request.holds_blocks = request.is_loading = True
             request.num_computed = (num_hit + num_load) * size
+            self.co.loading.begin(request.turn, request.num_computed)
             assert self.tier is not None
             self.tier.load(request, num_hit, num_hit + num_load)
             return True
@@ -136,6 +138,13 @@ class EngineMemory:
             max(0, -(-request.num_tokens // size) - request.table.num_blocks)
             for request in (*begun, *self.loading, *self._passed)
         )
+
+    def _host_tokens(self, path: tuple[Span, ...], num_prompt: int) -> int | None:
+        """Leading tokens of a prompt that host memory has; None: there is no host memory."""
+        if self.tier is None:
+            return None
+        size = self.shape.block_size
+        return size * self.tier.pool.num_leading(path, num_prompt // size)
 
     def num_needed(self, request: Request, hits: list[Hit], num_hit: int) -> int:
         """Free blocks that the whole prompt needs, those it hits among the free included."""

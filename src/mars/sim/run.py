@@ -17,6 +17,8 @@ from mars.core.cost import CostModel
 from mars.core.events import Event
 from mars.core.held import RetentionLimits
 from mars.core.policy import admission_policies, scheduling_policies, tool_policies
+from mars.core.reload import TieredCost
+from mars.core.retention import PrefillCost
 from mars.profiles import load_profile
 from mars.sim.board import LoadBoard
 from mars.sim.engine import Engine, EngineShape
@@ -82,6 +84,13 @@ class Machine:
     cost: CostModel
     host: HostMemory | None = None
 
+    @property
+    def prices(self) -> PrefillCost:
+        """What policies are offered: the cost of prefill, and of reloads where there are some."""
+        if self.host is None:
+            return self.cost
+        return TieredCost(self.cost, self.host, self.shape.block_size)
+
     @classmethod
     def of(cls, config: SimConfig) -> Machine:
         """Load the profile.
@@ -119,7 +128,7 @@ MakeEngine = Callable[[SimConfig, Machine, Callable[[Event], None]], EngineModel
 def simulated_engine(config: SimConfig, machine: Machine, emit: Callable[[Event], None]) -> Engine:
     """The engine model, with the policy that ``config`` names."""
     policy = scheduling_policies.create(
-        config.policy, {"cost": machine.cost}, **config.policy_options
+        config.policy, {"cost": machine.prices}, **config.policy_options
     )
     co = CoScheduler(
         policy,
@@ -173,7 +182,7 @@ class _Run:
         emit = self.recorder.emit
         self.engine = make_engine(config, machine, emit)
         self.board = LoadBoard(self.engine.load, lambda: len(self.sessions.held))
-        offers = {"cost": machine.cost}
+        offers = {"cost": machine.prices}
         self.host = Host(
             self.events,
             tool_policies.create(config.tool_policy, offers, **config.tool_policy_options),

@@ -46,6 +46,9 @@ class Sampler:
 
     def _sample(self) -> None:
         now = self._events.now
+        tier = self._engine.tier
+        if tier is not None:
+            self._emit(ev.HostKvSampled(time=now, num_blocks=tier.pool.num_blocks))
         self._emit(self._engine_sampled(now))
         self._emit(self._host_sampled(now))
         if self._is_alive():

@@ -56,6 +56,11 @@ class HostPool:
             if key in references:
                 references.move_to_end(key)
 
+    def num_leading(self, path: Sequence[Span], num_blocks: int) -> int:
+        """Leading blocks of a prompt that are here, by bisection: tails leave before heads."""
+        keys = list(_keys(path, 0, num_blocks))
+        return bisect_left(keys, True, key=lambda key: key not in self.references)
+
     def _victims(self, num_blocks: int, spared: set[Key]) -> list[Key]:
         victims: list[Key] = []
         for key, count in self.references.items():

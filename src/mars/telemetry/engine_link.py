@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mars.config import EngineConfig
-from mars.core.events import EngineSampled, Event
+from mars.core.events import EngineSampled, Event, HostKvSampled
 from mars.telemetry.zmq_stream import (
     COMMANDS_HWM,
     ControlReceiver,
@@ -81,7 +81,9 @@ class EngineLink:
         """Queue an event for the batch of this step."""
         if self._publisher is None:
             return
-        if isinstance(event, EngineSampled):
+        if isinstance(event, HostKvSampled):
+            event = dataclasses.replace(event, engine_rank=self._rank)
+        elif isinstance(event, EngineSampled):
             event = dataclasses.replace(event, engine_rank=self._rank) if self._rank else event
             self._last_sample = event
         self._pending.append(event)

@@ -82,10 +82,9 @@ class Mars(BaseAdmission):
             chosen = queue[: max(0, NUM_BLIND - len(active))]
         else:
             ahead = self.projection.growth.ahead_tokens()
-            used = self.projection.working_set_tokens(active, now, idle_weight=self.idle_weight)
             chosen = fitting(
                 queue,
-                budget=self.target * self.projection.pool_tokens - used,
+                budget=self._room_tokens(active, now),
                 slots=self.cpus.room(len(active), now) if len(active) else math.inf,
                 size=lambda h: h.num_prompt_tokens + ahead,
                 may_pass=lambda h: now - h.held_since <= self.queue.patience_s(h, self.overdue_s),
@@ -100,6 +99,14 @@ class Mars(BaseAdmission):
             self.queue.admitted(h, now)
             self.cpus.admitted(now)
         return [h.session.session_id for h in chosen]
+
+    def _room_tokens(self, active: ActiveSet, now: float) -> float:
+        """What may still be admitted; with host memory, whatever that keeps."""
+        known = self.projection
+        if known.host_tokens > known.pool_tokens:
+            return known.host_tokens - known.working_set_tokens(active, now)
+        used = known.working_set_tokens(active, now, idle_weight=self.idle_weight)
+        return self.target * known.pool_tokens - used
 
     def state(self) -> dict[str, Any]:
         return {

@@ -33,7 +33,8 @@ class ContinuumDynamic(BasePolicy):
     returns that had lost KV; eta: minus the correlation of turns done and turns ahead over
     finished sessions (1 before two lengths were seen). With at most ``num_cold`` samples of
     the tool all tools are taken together, with as few in all ``tau = ln(benefit)``, the
-    optimum for returns distributed as Exp(1). Order as in ``continuum``.
+    optimum for returns distributed as Exp(1). Order as in ``continuum``. With host memory
+    behind the GPU's, reload seconds stand in the place of prefill seconds.
 
     Source: Continuum, 2511.02230, equations of the TTL model, K = 100. Deviations: the last
     512 samples per tool, at most 256 tools; the tool is what the control plane says, asked
@@ -96,7 +97,7 @@ class ContinuumDynamic(BasePolicy):
 
     def _best_s(self, session: Session, name: str) -> float:
         delay_s = sum(self._delays) / len(self._delays) if self._delays else 0.0
-        benefit_s = self.cost.prefill_s(session.context_tokens)
+        benefit_s = self.cost.return_s(session.context_tokens, 0, session.host_tokens)
         benefit_s += delay_s * self.turns_ahead.eta
         if self._all.num_seen <= self.num_cold:
             return max(0.0, math.log(benefit_s)) if benefit_s > 0.0 else 0.0

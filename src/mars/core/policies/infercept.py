@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""InferCept: keep or discard the KV of an interrupted call, by least memory waste."""
+"""InferCept: keep, swap or discard the KV of an interrupted call, by least memory waste."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterable
 
 from mars.core.model import Load, Session, Turn
 from mars.core.policy import BasePolicy, Rank, scheduling_policies
@@ -19,8 +22,13 @@ class InferCept(BasePolicy):
     the length of the interruption. ``rank = (session arrival, turn arrival)``: all queues
     are first come, first served by the original arrival.
 
-    Source: InferCept, 2402.01869, min-waste equations. Deviation: no swap to host memory
-    (no connector here), so what is not preserved is discarded.
+    With host memory behind the GPU's, those whose ``min(preserve, discard)`` is the largest are
+    swapped, as many tokens as the link copies beside the steps (its budget: swapping that hides
+    behind computing wastes nothing).
+
+    Source: InferCept, 2402.01869, min-waste equations. Deviations: without host memory nothing
+    is swapped; with it vLLM has copied every block before, so that a swap is a release, and
+    what was saved of the budget goes on to the next step while somebody waits for it.
 
     Ignores: queueing after the return, prefix sharing, CPU load.
     """
@@ -30,12 +38,53 @@ class InferCept(BasePolicy):
         if chunk_tokens < 1:
             raise ValueError(f"infercept: chunk_tokens must be at least 1, not {chunk_tokens}")
         self.chunk_tokens = chunk_tokens
+        self._acting: dict[str, Session] = {}
+        self._budget_s = 0.0
+        self._stepped_at = math.inf
 
     def rank(self, turn: Turn, now: float) -> Rank:
         return (turn.session.arrival_time, turn.arrival_time)
 
+    def on_step(self, turns: Iterable[Turn], load: Load, now: float) -> None:
+        if not self.cost.has_tier or not self._acting:
+            self._budget_s, self._stepped_at = 0.0, now
+            return
+        self._budget_s += max(0.0, now - self._stepped_at)
+        self._stepped_at = now
+        wastes = [(self._waste(s, load, now), name) for name, s in self._acting.items()]
+        for _, name in sorted(wastes, reverse=True):
+            copy_s = self.cost.reload_s(self._acting[name].context_tokens)
+            if copy_s > self._budget_s:
+                break
+            self._budget_s -= copy_s
+            del self._acting[name]
+
     def retention_value(self, session: Session, load: Load, now: float) -> float:
         """Waste avoided (token-seconds) per block."""
+        preserve = idle_s(session, now) * session.context_tokens
+        return (self._discard(session, load) - preserve) / kept_blocks(session, load)
+
+    def holds_kv(self, session: Session, load: Load, now: float) -> bool:
+        if session.num_open_turns > 0:
+            return True
+        is_swapped = self.cost.has_tier and session.session_id not in self._acting
+        return not is_swapped and self.retention_value(session, load, now) > 0.0
+
+    def on_submit(self, turn: Turn, now: float) -> None:
+        self._acting.pop(turn.session.session_id, None)
+
+    def on_finish(self, turn: Turn, now: float) -> None:
+        if self.cost.has_tier and not turn.session.num_open_turns:
+            self._acting[turn.session.session_id] = turn.session
+
+    def on_end(self, session: Session) -> None:
+        self._acting.pop(session.session_id, None)
+
+    def _waste(self, session: Session, load: Load, now: float) -> float:
+        return min(idle_s(session, now) * session.context_tokens, self._discard(session, load))
+
+    def _discard(self, session: Session, load: Load) -> float:
+        """Waste (token-seconds) of computing the context again."""
         context = session.context_tokens
         chunks = max(1, -(-context // self.chunk_tokens))
         others = 0
@@ -46,8 +95,4 @@ class InferCept(BasePolicy):
         chunked_s = whole_s
         if chunks > 1:
             chunked_s = chunks * self.cost.prefill_s(-(-context // chunks))
-        discard = whole_s * context / 2.0 + chunked_s * others
-        return (discard - idle_s(session, now) * context) / kept_blocks(session, load)
-
-    def holds_kv(self, session: Session, load: Load, now: float) -> bool:
-        return session.num_open_turns > 0 or self.retention_value(session, load, now) > 0.0
+        return whole_s * context / 2.0 + chunked_s * others

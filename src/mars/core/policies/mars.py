@@ -46,15 +46,20 @@ class Mars(BasePolicy):
         cost: PrefillCost | None = None,
         stretch: float = 20.0,
         lead_s: float = 600.0,
+        tier_s_per_token: float = 0.03,
         rules: ResidencyRules | None = None,
     ) -> None:
         super().__init__(cost=cost)
         self.stretch = stretch
         self.lead_s = lead_s
+        self.tier_s_per_token = tier_s_per_token
         self.residency = Residency(self.cost, rules)
+        self._is_roomy = False
 
     def on_step(self, turns: Iterable[Turn], load: Load, now: float) -> None:
-        self.residency.plan(turns, load, now)
+        self._is_roomy = (load.host_blocks_total or 0) > (load.kv_blocks_total or 0)
+        if not self._is_roomy:
+            self.residency.plan(turns, load, now)
 
     def may_start(self, turn: Turn) -> bool:
         return turn.request_id not in self.residency.blocked
@@ -73,9 +78,14 @@ class Mars(BasePolicy):
         work, known = (turn.num_tokens, cached), turn.policy_state
         if known is None or known[0] != work:
             start = max(session.arrival_time, turn.arrival_time - self.lead_s)
-            price_s = self.cost.prefill_s(turn.num_tokens - cached, cached)
-            turn.policy_state = known = (work, (_READY, start + self.stretch * price_s))
+            turn.policy_state = known = (work, (_READY, start + self._stretched_s(turn, cached)))
         return known[1]
+
+    def _stretched_s(self, turn: Turn, cached: int) -> float:
+        if self._is_roomy:
+            return self.tier_s_per_token * turn.num_tokens
+        host_tokens = turn.num_host_tokens or 0
+        return self.stretch * self.cost.return_s(turn.num_tokens, cached, host_tokens)
 
     def retention_value(self, session: Session, load: Load, now: float) -> float:
         """An order, not seconds: the larger, the later its free blocks are given away."""

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mars.core.coscheduler import CoScheduler
-from mars.core.events import EngineSampled
+from mars.core.events import EngineSampled, Event, HostKvSampled
 from mars.core.model import Load
 from mars.engine.emulated.device import DEVICE
 
@@ -40,13 +42,15 @@ class EngineSampler:
         self.busy_s += now - self._busy_since
         self._busy_since = now
 
-    def sample(self, co: CoScheduler, load: Load, now: float) -> EngineSampled | None:
-        """The sample that is due, if one is."""
+    def samples(self, co: CoScheduler, load: Load, now: float) -> Iterator[Event]:
+        """The sample that is due, if one is, and that of host memory, if there is some."""
         is_idle = not load.num_running and not load.num_waiting
         if now < self._next_at and not is_idle:
-            return None
+            return
         self._next_at = now + self._interval_s
-        return EngineSampled(
+        if load.host_blocks_total:
+            yield HostKvSampled(time=now, num_blocks=load.host_blocks_total)
+        yield EngineSampled(
             time=now,
             kv_blocks_total=load.kv_blocks_total or 0,
             kv_blocks_free=load.kv_blocks_free or 0,

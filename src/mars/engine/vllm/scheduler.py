@@ -3,8 +3,7 @@
 
 ``schedule()`` is not copied: before each step the running list and the waiting queue are
 put into the policy's order, and five seams of :class:`AsyncScheduler` ask the
-:class:`~mars.core.coscheduler.CoScheduler` (docs/vllm.md lists them). Load with
-``--scheduler-cls mars.engine.vllm.MarsScheduler``.
+:class:`~mars.core.coscheduler.CoScheduler` (docs/vllm.md lists them).
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from mars.engine.vllm.blocks import ValueOrderedBlocks
 from mars.engine.vllm.compat import abilities, check_config, check_seams
 from mars.engine.vllm.ends import finish_reason, lacks_grammar
 from mars.engine.vllm.evictions import EvictionWatch
+from mars.engine.vllm.host import host_facts, loaded_tokens
 from mars.engine.vllm.integrity import check_integrity
 from mars.engine.vllm.link import EngineLink, rank_of
 from mars.engine.vllm.prefix import PrefixAnchor
@@ -61,7 +61,8 @@ class MarsScheduler(AsyncScheduler):
         self._can = abilities(self.vllm_config, self.kv_cache_config)
         for reason in self._can.reasons:
             logger.warning("MARS runs with less: %s", reason)
-        policy = make_policy(config)
+        self._host = host_facts(self)
+        policy = make_policy(config, self._host)
         pool = self.kv_cache_manager.block_pool
         self._pool = pool
         self._link = self.link_type(config, rank_of(self.vllm_config.parallel_config))
@@ -197,8 +198,7 @@ class MarsScheduler(AsyncScheduler):
         check_integrity(self, co=self._co, retained=self._retained, values=self._values)
 
     def _sample(self, now: float) -> None:
-        sample = self._sampler.sample(self._co, self._current_load(now), now)
-        if sample is not None:
+        for sample in self._sampler.samples(self._co, self._current_load(now), now):
             self._link.emit(sample)
         self._link.flush()
 
@@ -219,6 +219,7 @@ class MarsScheduler(AsyncScheduler):
                 self.clock(),
                 max_output_tokens=request.max_tokens,
                 priority=request.priority,
+                num_host_tokens=self._host and self._host.num_leading_tokens(request),
             )
         elif not request.resumable:
             self._input_ended = request.request_id
@@ -357,6 +358,8 @@ class MarsScheduler(AsyncScheduler):
                 blocks = self._stock_allocate(request, *args, **kwargs)
                 if blocks is not None:
                     break
+        if blocks is not None and kwargs.get("delay_cache_blocks"):
+            self._co.loading.begin(self._co.turns[request.request_id], loaded_tokens(kwargs))
         if blocks is None and request.status != RequestStatus.RUNNING:
             self._refused = (request.request_id, self._pool.get_num_free_blocks())
         return blocks
@@ -372,16 +375,13 @@ class MarsScheduler(AsyncScheduler):
     # --- the control plane -------------------------------------------------------------
     def _take_commands(self) -> None:
         for message in self._link.commands():
-            self._control(message)
-
-    def _control(self, message: dict[str, Any]) -> None:
-        try:
-            ended = obey(self._co, message, self._now)
-        except (KeyError, TypeError, ValueError) as error:
-            logger.warning("MARS control message %r ignored: %r", message, error)
-            return
-        if ended is not None:
-            self._release(ended, "ended")
+            try:
+                ended = obey(self._co, message, self._now)
+            except (KeyError, TypeError, ValueError) as error:
+                logger.warning("MARS control message %r ignored: %r", message, error)
+                continue
+            if ended is not None:
+                self._release(ended, "ended")
 
     def _current_load(self, now: float) -> Load:
         return Load(
@@ -390,6 +390,7 @@ class MarsScheduler(AsyncScheduler):
             kv_blocks_free=self._pool.get_num_free_blocks(),
             kv_blocks_retained=self._retained.num_blocks,
             block_size=self.block_size,
+            host_blocks_total=self._host.num_blocks if self._host else None,
             num_running=len(self.running),
             num_waiting=self.get_request_counts()[1],
             preemptions=self._co.preemptions,
