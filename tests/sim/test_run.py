@@ -7,6 +7,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from mars.bench.result import Result, encode_result
@@ -163,6 +164,20 @@ def test_a_cap_holds_the_second_session_until_the_first_has_ended() -> None:
     result = simulate([first, second], SimConfig(admission="cap:1"))
     assert result.sessions[1].held_s == pytest.approx(sct(result, "first") - 0.1)
     assert result.sessions[1].turns[0].ttft_s > result.sessions[1].held_s
+
+
+def test_the_fair_order_between_tenants_is_the_gateways() -> None:
+    crowd = [session(f"a{i}", 0.01 * i, prompts=(2000, 3000), output=50) for i in range(5)]
+    late = msgspec.structs.replace(session("b0", 0.1, prompts=(2000,), output=50), tenant="b")
+    admitted: list[str] = []
+
+    def watch(event: ev.Event) -> None:
+        if isinstance(event, ev.SessionAdmitted):
+            admitted.append(event.session_id)
+
+    simulate([*crowd, late], SimConfig(admission="cap:2"), sink=watch)
+    # Two of the crowd came first; then it is the turn of who has nothing in the engine.
+    assert admitted == ["a0", "a1", "b0", "a2", "a3", "a4"]
 
 
 def test_kv_is_there_when_the_tool_returns_and_lost_under_pressure() -> None:

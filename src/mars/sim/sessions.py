@@ -12,6 +12,7 @@ from mars.core.model import ActiveSet, Activity, HeldSession, Load, Session, Ses
 from mars.core.pauses import Pauses
 from mars.core.policy import AdmissionPolicy, BaseAdmission
 from mars.core.returns import ReturnForecast
+from mars.core.tenancy import in_fair_order
 from mars.sim.host import Host
 from mars.sim.loop import EngineModel, EventLoop
 from mars.traces.content import layout
@@ -133,7 +134,8 @@ class Sessions:
             return
         now = self._events.now
         held = list(self.held.values())
-        chosen = self._admission.admit(held, self.active, self._load(now), now)
+        waiting = in_fair_order(held, self.active)
+        chosen = self._admission.admit(waiting, self.active, self._load(now), now)
         overdue = self.pauses.overdue(held, now)
         mode = str(self._admission.state().get("mode", "fcfs")) if chosen else ""
         for session_id in (*overdue, *chosen):
