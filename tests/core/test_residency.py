@@ -101,6 +101,17 @@ def test_a_cold_start_leaves_room_for_growth_a_return_needs_none():
     assert not is_cold(engine.co.turns["a/1"])
 
 
+@pytest.mark.parametrize(("place", "waits"), [("earlier", True), ("later", False)])
+def test_what_later_sessions_run_with_is_room_for_growth(place, waits):
+    engine = Engine(least_reserve=0.5, most_reserve=0.5)
+    engine.co.session("a", 0.0 if place == "earlier" else 2.0)
+    engine.run(engine.turn("a", 3000, 2.0), 2.0)
+    engine.co.session("cold", 1.0)
+    engine.turn("cold", 4200, 3.0)
+    # As above; but who came later will yield 3,000 when its turn is over.
+    assert engine.blocked(4.0) == ({"cold"} if waits else set())
+
+
 def test_alone_everybody_may_start():
     engine = Engine(most_reserve=0.5)
     turn = engine.turn("a", 9_990, 0.0)

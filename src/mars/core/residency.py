@@ -9,7 +9,7 @@ that does not fit waits between its turns, with nothing lost but what it had cac
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from mars.core.claims import Claim, Claims, Share
 from mars.core.lengths import SessionLengths
 from mars.core.model import Load, Session, Turn
 from mars.core.retention import PriceTable
+from mars.core.standing import Standing
 
 COLD_TOKENS = 4096
 """A turn with more to compute than this and than half of its prompt is a cold start."""
@@ -102,7 +103,9 @@ class Residency:
 
     In the order of :meth:`place`, each waiting turn and each idle session gets the blocks it needs
     as long as there are any beside those of the running turns. A cold start needs its
-    blocks plus the reserve, which shrinks with its own size, unless nobody else is there.
+    blocks plus the reserve, which shrinks with its own size, unless nobody else is there;
+    what running turns of later places hold is part of the reserve, since they are to yield it
+    when their turn is over.
     Waiting is bounded: only sessions of an earlier place, which end, and turns that overtook
     within ``overdue_s`` stand before one.
     """
@@ -120,6 +123,7 @@ class Residency:
         self._place_version = self.lengths.version
         self._is_stale = True
         self._next_plan_at = -math.inf
+        self._running = _Running((), 1, self.place)
         self._num_running = 0.0
         self._averaged_at: float | None = None
 
@@ -191,7 +195,8 @@ class Residency:
             self._place_version = self.lengths.version
             claims.move()
         running = claims.renew(turns)
-        budget, num_resident = total - _grown_blocks(running, block_size), len(running)
+        self._running = _Running(running, block_size, self.place)
+        budget, num_resident = total - self._running.num_blocks, len(running)
         patience = rules.patience * (1.0 + self._num_running)
         kept, blocked, idle, is_closed = self.kept, self.blocked, 0.0, False
         for claim in claims:
@@ -233,7 +238,8 @@ class Residency:
         if not num_resident or claim.turn is None or not is_cold(claim.turn):
             return 0.0
         spare = self.reserve.share * total + self.rules.idle_weight * idle
-        return max(0.0, spare * (1 - claim.blocks / total))
+        spare *= 1 - claim.blocks / total
+        return max(0.0, spare - self._running.behind(claim.key[0])) if spare > 0.0 else 0.0
 
     def _average(self, num_running: int, now: float) -> None:
         since = self._averaged_at
@@ -262,13 +268,29 @@ def is_cold(turn: Turn) -> bool:
     return not turn.num_preemptions and uncached > max(COLD_TOKENS, turn.num_tokens // 2)
 
 
-def _grown_blocks(running: Iterable[Turn], block_size: int) -> float:
-    """Blocks of the running turns, each grown by one."""
-    blocks = 0.0
-    for turn in running:
-        tokens = turn.num_prompt_tokens + turn.num_output_tokens + block_size
-        blocks += _blocks(tokens - Share.of(turn.session).shared_tokens, block_size)
-    return blocks
+class _Running:
+    """Blocks of the running turns, each grown by one; by place once that is asked for."""
+
+    def __init__(
+        self, turns: Sequence[Turn], block_size: int, place: Callable[[Session], float]
+    ) -> None:
+        self._turns = turns
+        self._blocks = [_grown_blocks(turn, block_size) for turn in turns]
+        self._place = place
+        self._standing: Standing | None = None
+        self.num_blocks = sum(self._blocks)
+
+    def behind(self, place: float) -> float:
+        """Blocks of those whose place is later."""
+        if self._standing is None:
+            places = (self._place(turn.session) for turn in self._turns)
+            self._standing = Standing(zip(places, self._blocks, strict=True))
+        return self._standing.behind(place)
+
+
+def _grown_blocks(turn: Turn, block_size: int) -> float:
+    tokens = turn.num_prompt_tokens + turn.num_output_tokens + block_size
+    return _blocks(tokens - Share.of(turn.session).shared_tokens, block_size)
 
 
 def _blocks(num_tokens: int, block_size: int) -> float:
