@@ -52,6 +52,33 @@ def test_split_sessions_and_lost_side_calls_are_told(tmp_path: Path) -> None:
     assert row.side_calls == "0 of 1"
 
 
+def test_summaries_of_an_agent_without_tools_are_its_side_calls(tmp_path: Path) -> None:
+    aider = CLIENTS["aider"]
+
+    def asked(instructions: str, session: str) -> TappedRequest:
+        said = [{"content": instructions}, {"content": task(aider, "main")}]
+        body = json.dumps({"messages": said}).encode()
+        return TappedRequest("POST", "/v1/chat/completions", {"x-session-id": session}, body, 0.0)
+
+    row = Row(name=aider.name, title=aider.title, version="1", api=aider.api)
+    steps = [asked("Edit.", "anon-1"), asked("Edit.", "anon-1")]
+    requests = [*steps, asked("Summarise.", "anon-1/side"), asked("Summarise.", "anon-2")]
+    fill_main(row, aider, DONE, tmp_path, requests, [])
+    assert (row.session, row.side_calls) == ("replies it echoes", "1 of 2")
+
+
+def test_what_the_tool_runtime_measured_is_told(tmp_path: Path) -> None:
+    names = {"session_id": "s1", "tool_call_id": "c", "tool_name": "bash"}
+    used = {"cpu_seconds": 0.3, "peak_bytes": 5 << 20, "exit_code": 0}
+    events = [
+        ev.ToolStarted(time=10.0, queued_s=0.4, **names),
+        ev.ToolFinished(time=12.0, duration_s=1.6, **names, **used),  # type: ignore[arg-type]
+    ]
+    row = Row(name=CODEX.name, title=CODEX.title, version="1", api=CODEX.api)
+    fill_main(row, CODEX, DONE, tmp_path, [sent("s1")], events)
+    assert row.tools == "1 commands measured, first +0.10 s: 0.30 CPU s, 5 MiB, queued 0.4 s"
+
+
 def test_a_failure_is_quoted(tmp_path: Path) -> None:
     failed = Run(exit_code=1, last_words="stream broke", duration_s=3.0)
     assert survived(CODEX, failed, tmp_path) == "no: stream broke"

@@ -42,6 +42,8 @@ class Bed:
         self.port = port or free_port()
         engine_port = free_port()
         self.tap = Tap(free_port(), engine_port)
+        self.tools = out.resolve() / "tools.sock"
+        """Where agents with the tool runtime ask for slots."""
         self._streams = {
             name: f"ipc://{out.resolve()}/{name}.sock" for name in ("events", "control")
         }
@@ -100,6 +102,7 @@ class Bed:
                 *("--port", str(self.port), "--admission", admission, "--events", str(events)),
                 *("--set", f"telemetry.events_endpoint={self._streams['events']}"),
                 *("--set", f"telemetry.control_endpoint={self._streams['control']}"),
+                *("--set", f"tools.socket={self.tools}", "--set", "tools.policy=shortest"),
             ],
             environment={k: v for k, v in os.environ.items() if not k.startswith("MARS_")},
             log_path=events.with_suffix(".gateway.log"),

@@ -103,8 +103,16 @@ CLIENTS: dict[str, Client] = {
         Client(
             "claude_code", "Claude Code", _MESSAGES, "npm:@anthropic-ai/claude-code@2.1.197", ""
         ),
+        Client(
+            "claude_code_with_tools",
+            "Claude Code with `mars-shell`",
+            _MESSAGES,
+            "npm:@anthropic-ai/claude-code@2.1.197",
+            "",
+        ),
         Client("codex", "Codex CLI", _RESPONSES, "npm:@openai/codex@0.169.0", ""),
         Client("opencode", "opencode", _CHAT, "npm:opencode-ai@1.18.33", ""),
+        Client("cline", "Cline", _CHAT, "npm:cline@3.0.65", ""),
         Client("qwen_code", "Qwen Code", _CHAT, "npm:@qwen-code/qwen-code@0.15.10", ""),
         Client("aider", "aider", _CHAT, "aider", "aider-chat", calls_tools=False),
         _python("openai_chat", "openai (chat, streamed)", _CHAT, "sdks", "openai"),
@@ -128,8 +136,9 @@ def command_of(client: Client, task: str) -> list[str]:
 
 
 def path_of(client: Client) -> str:
-    """``PATH`` with its commands first."""
-    return f"{client.bin}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    """``PATH`` with its commands first, and ours (``mars-shell``) last."""
+    ours = Path(sys.executable).parent
+    return os.pathsep.join((str(client.bin), os.environ.get("PATH", os.defpath), str(ours)))
 
 
 def install_all(clients: list[Client], say: Callable[[str], None]) -> dict[str, str]:

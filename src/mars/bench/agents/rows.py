@@ -134,19 +134,23 @@ def _tools(client: Client, session_id: str, events: Sequence[ev.Event]) -> str:
     ended = [e for e in events if isinstance(e, ev.ToolFinished) and e.session_id == session_id]
     if not ended:
         return f"0 of {NUM_CALLS}"
+    if measured := [e for e in ended if e.peak_bytes]:
+        return _account(measured, events)
     excess_s = ended[0].duration_s - PAUSE_S
-    seen = f"{len(ended)} of {NUM_CALLS}, first +{excess_s:.1f} s"
-    measured = [e for e in ended if e.peak_bytes]
-    if not measured:
-        return seen
+    return f"{len(ended)} of {NUM_CALLS}, first +{excess_s:.1f} s"
+
+
+def _account(measured: Sequence[ev.ToolFinished], events: Sequence[ev.Event]) -> str:
+    """What the tool runtime reports of the commands of one agent."""
     names = {e.tool_call_id for e in measured}
     queued_s = sum(
         e.queued_s for e in events if isinstance(e, ev.ToolStarted) and e.tool_call_id in names
     )
+    excess_s = measured[0].duration_s - PAUSE_S
     cpu_s = sum(e.cpu_seconds for e in measured)
     peak_mib = max(e.peak_bytes for e in measured) / 2**20
     return (
-        f"{seen}; {len(measured)} measured: {cpu_s:.2f} CPU s, "
+        f"{len(measured)} commands measured, first +{excess_s:.2f} s: {cpu_s:.2f} CPU s, "
         f"{peak_mib:.0f} MiB, queued {queued_s:.1f} s"
     )
 

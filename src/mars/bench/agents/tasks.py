@@ -13,10 +13,13 @@ PHASES = ("main", "tool", "reply")
 """The task under a hold; the engine restarted during a tool; and during a reply."""
 PAUSE_S = 1.5
 """What the first tool sleeps: Qwen Code refuses to sleep for 2 s."""
+BUSY = "head -c 50000000 /dev/zero | sha256sum"
+"""Something for a tool runtime to measure: a few tenths of a CPU second."""
 POEM = "Zeile \u2013 äöü ✓ “q” \\ $x `y` {z} <w>\n" * 20
 """Written by the agent: every kind of character that quoting or a cut stream might harm."""
-LONG_REPLY = "And so on, at length. " * 150
-"""About 3,300 tokens of the emulated model: half a minute of streaming at half speed."""
+LONG_REPLY = "And so on, at length. " * 250
+"""About 5,500 tokens of the emulated model: a minute of streaming at half speed, so that it is
+still under way when the slowest agent has come to it."""
 NUM_CALLS = 3
 
 
@@ -59,7 +62,7 @@ def _steps(client: Client, phase: str, work: Path) -> list[dict[str, Any]]:
         return [
             _step("I look first.", run=f"sleep {PAUSE_S}; echo looked > look.txt"),
             _step("Now the file.", write={"path": str(work / "poem.txt"), "content": POEM}),
-            _step("Check it.", run="sha256sum poem.txt"),
+            _step("Check it.", run=f"{BUSY}; sha256sum poem.txt"),
             last,
         ]
     if phase == "tool":

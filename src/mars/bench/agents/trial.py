@@ -22,9 +22,9 @@ from mars.bench.agents.tap import TappedRequest
 from mars.bench.agents.tasks import mark, task, workspace, write_scripts
 from mars.telemetry.sink import read_events
 
-LIMIT_S = 600.0
+LIMIT_S = 900.0
 """For one agent and one task: several times what any needs, with an engine's start in it."""
-ARRIVE_S = 120.0
+ARRIVE_S = 240.0
 """For an agent to come to the point where it is disturbed."""
 SESSIONS_EACH = 3
 """Sessions that one agent may need at once (side calls that nothing attributes)."""
@@ -196,6 +196,7 @@ class _Batch:
             "SHELL": "/bin/bash",
             "MARS_URL": self._bed.url,
             "MARS_MODEL": self._bed.profile.model,
+            "MARS_TOOLS": str(self._bed.tools),
             "TEST_COMMAND": _EXAMPLE_TEST,
         }
         began = time.monotonic()

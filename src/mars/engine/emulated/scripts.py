@@ -30,12 +30,13 @@ _MARK = re.compile(r"\[\[mars:([\w.@/+-]+?)(?::(\d+))?\]\]")
 _TERMINALS = (
     *("terminal", "bash", "Bash", "exec_command", "shell_command", "shell", "local_shell"),
     *("run_shell_command", "developer__shell", "execute_bash", "run_command", "execute_command"),
+    "run_commands",
 )
 _COMMAND_FIELDS = ("command", "cmd", "commands")
 _YIELD, YIELD_MS = "yield_time_ms", 30_000
 """How long Codex waits for a command before it goes on without it; its most."""
 _EDITORS = ("file_editor", "str_replace_editor", "Write", "write", "write_file")
-_FINISHERS = ("finish", "final_answer", "submit", "attempt_completion")
+_FINISHERS = ("finish", "final_answer", "submit", "attempt_completion", "submit_and_exit")
 _SUBMIT_BY_SHELL = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 """mini-swe-agent ends when a command prints this."""
 
@@ -172,8 +173,9 @@ def _run(command: str, tools: Mapping[str, Mapping[str, Any]]) -> ToolCall:
         name = next(iter(tools))
     fields = tools[name].get("properties") or {}
     field = next((known for known in _COMMAND_FIELDS if known in fields), "command")
-    is_list = fields.get(field, {}).get("type") == "array"
-    given: dict[str, Any] = {field: ["bash", "-lc", command] if is_list else command}
+    given: dict[str, Any] = {field: command}
+    if fields.get(field, {}).get("type") == "array":  # of words, or of commands (Cline)
+        given[field] = [command] if field == "commands" else ["bash", "-lc", command]
     if _YIELD in fields:
         given[_YIELD] = YIELD_MS
     return name, given | _required(tools[name], given)
