@@ -250,6 +250,24 @@ async def test_an_idle_session_ends_and_its_id_starts_a_new_generation() -> None
     assert (session.generation, again.generation) == (0, 1)
 
 
+async def test_a_session_that_answered_ends_sooner_unless_it_goes_on() -> None:
+    bench = Bench("none", idle_session_s=600.0, final_answer_s=60.0)
+    for session_id in ("done", "goes-on"):
+        session = await bench.enter(session_id)
+        bench.admission.begin_turn(session)
+        session.has_answered = True
+        bench.admission.end_turn(session)
+    bench.now += 30
+    bench.admission.begin_turn(session)
+    bench.admission.end_turn(session)
+    bench.now += 31
+    bench.admission.tick()
+    assert (bench.events[-1].session_id, bench.events[-1].reason) == ("done", "final_answer")
+    bench.now += 500
+    bench.admission.tick()
+    assert list(bench.admission.active.sessions) == ["goes-on"]
+
+
 async def test_a_late_end_of_an_earlier_life_does_not_touch_the_present_one() -> None:
     bench = Bench("none")
     old = await bench.enter("a")

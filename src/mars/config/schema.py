@@ -136,6 +136,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     idle_session_s: Seconds = 600.0
     """A session without a request for so long has ended, if nobody says so earlier."""
 
+    final_answer_s: Seconds = 60.0
+    """The same for one whose last reply asked for no tool: its task is done, or its human's
+    turn. What comes later is admitted anew (chosen: agents that go on do so within seconds)."""
+
     max_body_bytes: Count = 64 * 2**20
     """Largest request body; a context of 262,144 tokens is about 1 MiB of text."""
 

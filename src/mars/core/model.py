@@ -71,6 +71,8 @@ class Session:
     last_service_time: float | None = None
     last_turn_finished_at: float | None = None
     num_open_turns: int = 0
+    has_answered: bool = False
+    """Its last reply asked for no tool: it is done, or its human is to speak."""
     tool: ToolCall | None = None
     """The tool call it is blocked on, when known."""
     expected_return_at: float | None = None

@@ -183,6 +183,7 @@ class Admission:
             return
         session.num_turns += 1
         session.activity = Activity.REASONING
+        session.has_answered = False
         session.tool = None
 
     def end_turn(
@@ -289,9 +290,11 @@ class Admission:
         between += [p.held.session for p in self.held.paused.values() if not p.waiters]
         idle_s = self.config.idle_session_s
         for session in between:
-            since = session.last_turn_finished_at or session.arrival_time
-            if now - since > (idle_s if session.tool is None else TOOL_IDLE_FACTOR * idle_s):
+            away_s = now - (session.last_turn_finished_at or session.arrival_time)
+            if away_s > (idle_s if session.tool is None else TOOL_IDLE_FACTOR * idle_s):
                 self.end(session.session_id, "idle")
+            elif session.has_answered and away_s > self.config.final_answer_s:
+                self.end(session.session_id, "final_answer")
 
     # --- places ----------------------------------------------------------------------
     def _place(self, identity: Identity, num_prompt_tokens: int) -> Place:

@@ -25,6 +25,7 @@ TUNABLE = frozenset(
         "gateway.drain_s",
         "gateway.engine_api_key",
         "gateway.engine_wait_s",
+        "gateway.final_answer_s",
         "gateway.hold_budget_s",
         "gateway.hold_tool_replies",
         "gateway.idle_session_s",

@@ -44,6 +44,9 @@ class TurnWatch:
         self.session = session
         self.is_side = is_side
         self.is_last = False
+        self.offers_tools = False
+        """The request names tools, so that a reply without calls means something: agents that
+        read their actions from text have none."""
         self.has_priority = False
         """The client stamped a priority of its own."""
         self._turns = turns
@@ -190,6 +193,7 @@ class TurnWatch:
         tools: list[CalledTool] = []
         if reader is not None and outcome == "stop":
             tools = reader.running_tools
+            self.session.has_answered = self.offers_tools and not tools
         reason = self._end_reason(outcome, has_tools=bool(tools))
         if tools and reason is None:
             turns.tools.replied(self.session_id, tools, self._queued_s)
@@ -200,12 +204,16 @@ class TurnWatch:
         """Why the session ends with this turn, or None if it goes on.
 
         A session without a name ends with the first reply that asks for no tool, since
-        nobody else will say so; one with a name may have side calls that look the same.
+        nobody else will say so; one with a name may have side calls that look the same, and
+        ends at once only where the model calls its task done.
         """
         if self.is_last:
             return "explicit"
-        if self._is_named or has_tools:
+        if has_tools:
             return None
+        if self._is_named:
+            is_done = outcome == "stop" and self._reader is not None and self._reader.has_tools
+            return "final_answer" if is_done else None
         if outcome == "stop":
             return "single_turn" if self.session.num_turns == 1 else "final_answer"
         return "disconnected" if self.session.num_turns == 1 else None
