@@ -20,6 +20,8 @@ from mars.tools.request import ToolRequest, tool_class
         (("/usr/bin/python3", "-I", "-S", "/a/b/burn.py", "--cpu-s", "1"), "bash:python3 burn.py"),
         (("sudo", "-n", "apt-get", "install", "x"), "bash:apt-get"),
         (("env", "A=1"), "bash"),
+        (("bash", "-c", "source s.sh && eval 'cd x && make -j' \\< /dev/null && pwd"), "bash:make"),
+        (("bash", "-c", "eval"), "bash:eval"),
     ],
 )
 def test_commands_are_classed(argv: tuple[str, ...], expected: str) -> None:

@@ -127,5 +127,8 @@ def _last_command(script: str) -> list[str]:
             is_piped = True
         elif not is_piped:
             commands[-1].append(word)
+    for words in commands:
+        if words[:1] == ["eval"] and len(words) > 1:  # how Claude Code wraps a command
+            return _last_command(words[1])
     told = [c for c in commands if c and c[0] not in ("cd", "export", "set", "echo", "source")]
     return told[-1] if told else next((c for c in commands if c), [])
