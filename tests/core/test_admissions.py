@@ -198,12 +198,29 @@ def test_mars_lets_short_kinds_go_first_and_nobody_wait_for_ever():
         lived(policy, f"l{i}", 16_000, 950.0)
     queue = [held("long", 0.0, 17_000), held("short", 600.0, 400)]
     assert policy.admit(queue, active(1_000), load(), 700.0) == ["short", "long"]
-    # The most that a short one may be later: 3,600 s x (0.65 - 0.11).
+    # The most that a short one may be later: 3,600 s x (0.6 - 0.11).
     queue = [held("long", 0.0, 17_000), held("short", 2_400.0, 400)]
     assert policy.admit(queue, active(1_000), load(), 2_400.0) == ["long", "short"]
     # After half an hour the longest held goes first, whatever its kind and the pressure.
     queue = [held("long", 0.0, 17_000), held("short", 600.0, 400)]
     assert policy.admit(queue, active(300_000), load(), 1_801.0) == ["long"]
+
+
+def test_mars_lets_short_kinds_in_beside_long_ones_that_yield_to_them():
+    policy = make("mars")
+    for i in range(4):
+        lived(policy, f"s{i}", 500, 60.0)
+        lived(policy, f"l{i}", 20_000, 900.0)
+    longs = [held(f"busy{i}", 5000.0 + i, 20_000) for i in range(12)]
+    for start in longs:
+        policy.admit([start], ActiveSet(), load(), start.held_since)
+    present = ActiveSet({h.session.session_id: h.session for h in longs})
+    # 240,000 tokens of first prompts, of a pool of 160,000: 1.5 x the pool.
+    queue = [held("another", 5100.0, 20_000), held("short", 5101.0, 500)]
+    assert policy.admit(queue, present, load(), 5102.0) == ["short"]
+    # Twice the pool is the most for all together.
+    more = [held(f"short{i}", 5103.0, 400) for i in range(400)]
+    assert len(policy.admit(more, present, load(), 5104.0)) == (320_000 - 240_000) // 400
 
 
 def test_mars_lets_others_pass_one_that_does_not_fit_for_a_share_of_its_length():

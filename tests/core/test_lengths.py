@@ -83,3 +83,11 @@ def test_expectations_stay_within_what_was_seen(seen, first_tokens):
     most = max((s for _, s in seen), default=0.0)
     assert 0.0 <= lengths.expected_s(first_tokens) <= most * (1 + 1e-9)
     assert 0.0 <= lengths.handicap(first_tokens) <= 1.0
+
+
+def test_the_longest_kinds_are_told_apart_up_to_a_bound() -> None:
+    lengths = SessionLengths()
+    for _ in range(20):
+        for first_tokens, seconds in ((100, 50.0), (20_000, 600.0), (70_000, 2400.0)):
+            lengths.ended(first_tokens, seconds)
+    assert lengths.handicap(20_000) < lengths.handicap(70_000) == pytest.approx(0.6)

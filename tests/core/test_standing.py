@@ -13,6 +13,7 @@ def test_equal_places_stand_neither_before_nor_behind():
     assert standing.before(2.0) == 5.0
     assert standing.behind(2.0) == 100.0
     assert standing.total == 116.0
+    assert standing.weighed(2.0, 0.5) == 5.0 + 0.5 * 111.0
     assert Standing([]).before(3.0) == Standing([]).behind(3.0) == Standing([]).total == 0.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mars.core.model import ActiveSet, Activity, HeldSession, Load, Session
@@ -115,20 +116,25 @@ class Projection:
     def working_set_tokens(
         self, active: ActiveSet, now: float, *, idle_weight: float = 1.0, idle_s: float = 10.0
     ) -> float:
-        """Projected need of the active sessions: context plus the growth ahead of each.
+        """Sum of :meth:`needs`."""
+        needs = self.needs(active, now, idle_weight=idle_weight, idle_s=idle_s)
+        return sum(tokens for _, tokens in needs)
+
+    def needs(
+        self, active: ActiveSet, now: float, *, idle_weight: float = 1.0, idle_s: float = 10.0
+    ) -> Iterator[tuple[Session, float]]:
+        """Projected need of each active session (tokens): context plus the growth ahead.
 
         Sessions that wait for a tool or a human for longer than ``idle_s`` count
         ``idle_weight`` (0..1).
         """
         ahead = self.growth.ahead_tokens()
-        total = 0.0
         for session in active.sessions.values():
             since = session.last_turn_finished_at
             is_acting = session.activity is Activity.ACTING and since is not None
             is_idle = is_acting and now - (since or 0.0) > idle_s
             tokens = self.present_tokens(session) + ahead
-            total += idle_weight * tokens if is_idle else tokens
-        return total
+            yield session, idle_weight * tokens if is_idle else tokens
 
 
 class TurnsAhead:

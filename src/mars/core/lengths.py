@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mars.core.model import ActiveSet, HeldSession, Session
 from mars.core.packing import in_arrival_order
+from mars.core.standing import Standing
 
 MEMORY = 0.95
 """Share of the past kept with each session that ends: about the last 20 of a kind count."""
@@ -16,6 +18,9 @@ PRIOR_SESSIONS = 1.0
 ALIKE = 1.3
 """Kinds whose expected lengths differ from the mean by less than this factor are as good as
 the mean: some twenty samples tell no more."""
+LONGEST = 1.5
+"""Kinds are told apart up to so many times the mean: to put the longest behind the long gains
+the mean little, and it is they who end last."""
 STILL_TO_COME = 1.5
 """A session older than its kind usually lasts is taken to last so many times its age."""
 
@@ -84,7 +89,7 @@ class SessionLengths:
         return self._all.seconds / self._all.weight if self._all.weight else 0.0
 
     def handicap(self, first_tokens: int) -> float:
-        """Place among the kinds, 0 (short) .. 1 (long): ``expected / (expected + mean)``.
+        """Place among the kinds, 0 (short) .. 0.6 (long): ``expected / (expected + mean)``.
 
         One half while nothing is known, and for everybody where kinds do not differ.
         """
@@ -95,10 +100,20 @@ class SessionLengths:
         return known
 
     def _handicap(self, first_tokens: int) -> float:
-        expected_s, mean_s = self.expected_s(first_tokens), self.mean_s
+        mean_s = self.mean_s
+        expected_s = min(self.expected_s(first_tokens), LONGEST * mean_s)
         if mean_s <= ALIKE * expected_s and expected_s <= ALIKE * mean_s:
             return 0.5
         return expected_s / (expected_s + mean_s)
+
+
+@dataclass(slots=True, frozen=True)
+class _Start:
+    """How a session began: its first prompt, and when it was admitted and held."""
+
+    first_tokens: int
+    admitted_at: float
+    held_since: float
 
 
 class ShortKindsFirst:
@@ -116,16 +131,30 @@ class ShortKindsFirst:
         self.lengths = SessionLengths()
         self.most_lead_s = most_lead_s
         self.pass_share = pass_share
-        self._started: dict[str, tuple[int, float]] = {}
+        self._started: dict[str, _Start] = {}
 
     def ordered(self, held: Sequence[HeldSession]) -> list[HeldSession]:
         """By ``held since + most_lead_s x handicap``."""
-        return sorted(
-            in_arrival_order(held),
-            key=lambda h: (
-                h.held_since + self.most_lead_s * self.lengths.handicap(h.num_prompt_tokens)
-            ),
-        )
+        return sorted(in_arrival_order(held), key=self.place)
+
+    def place(self, held: HeldSession) -> float:
+        """Place of a held session: ``held since + most_lead_s x handicap`` of its kind."""
+        return self._place(held.num_prompt_tokens, held.held_since)
+
+    def standing(self, needs: Iterable[tuple[Session, float]]) -> Standing:
+        """Needs of active sessions (tokens) by their places, which they keep from when held.
+
+        Whose start is not known stands before everybody.
+        """
+        amounts: list[tuple[float, float]] = []
+        for session, tokens in needs:
+            start = self._started.get(session.session_id)
+            place = self._place(start.first_tokens, start.held_since) if start else -math.inf
+            amounts.append((place, tokens))
+        return Standing(amounts)
+
+    def _place(self, first_tokens: int, since: float) -> float:
+        return since + self.most_lead_s * self.lengths.handicap(first_tokens)
 
     def patience_s(self, held: HeldSession, most_s: float) -> float:
         """How long others that fit may pass this one; ``most_s`` where nothing is known."""
@@ -135,7 +164,8 @@ class ShortKindsFirst:
     def admitted(self, held: HeldSession, now: float) -> None:
         """A session starts; one that was paused has started before."""
         if not held.is_paused:
-            self._started[held.session.session_id] = (held.num_prompt_tokens, now)
+            start = _Start(held.num_prompt_tokens, now, held.held_since)
+            self._started[held.session.session_id] = start
 
     def watched(self, active: ActiveSet, now: float) -> None:
         """Learn from sessions under way; forget those that are gone."""
@@ -143,13 +173,13 @@ class ShortKindsFirst:
         if len(started) > 2 * len(active) + 64:
             started = {k: v for k, v in started.items() if k in active.sessions}
             self._started = started
-        self.lengths.under_way((first, now - since) for first, since in started.values())
+        self.lengths.under_way((s.first_tokens, now - s.admitted_at) for s in started.values())
 
     def ended(self, session: Session, now: float) -> None:
         """A session ended."""
-        first_tokens, since = self._started.pop(session.session_id, (0, now))
-        if now > since:
-            self.lengths.ended(first_tokens, now - since)
+        start = self._started.pop(session.session_id, None)
+        if start is not None and now > start.admitted_at:
+            self.lengths.ended(start.first_tokens, now - start.admitted_at)
 
 
 def _octave(num_tokens: int) -> int:

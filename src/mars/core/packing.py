@@ -54,20 +54,24 @@ def fitting(
     slots: float,
     size: Size,
     may_pass: Callable[[HeldSession], bool],
+    fits: Callable[[HeldSession, float], bool] | None = None,
 ) -> list[HeldSession]:
     """The sessions of ``queue``, in order, that fit the budget and the slots.
 
-    A session that does not fit is passed over only if ``may_pass`` allows it; otherwise
-    everybody behind it waits too, so that what is freed is kept for it.
+    ``fits`` is asked besides, with what has been given away by then, the session's own
+    included (tokens). A session that does not fit is passed over only if ``may_pass``
+    allows it; otherwise everybody behind it waits too, so that what is freed is kept for it.
     """
     chosen: list[HeldSession] = []
+    given = 0.0
     for session in queue:
         if len(chosen) >= slots or budget < 0.0:
             break
         need = size(session)
-        if need <= budget:
+        if need <= budget and (fits is None or fits(session, given + need)):
             chosen.append(session)
             budget -= need
+            given += need
         elif not may_pass(session):
             break
     return chosen

@@ -30,6 +30,11 @@ class Standing:
         """Of those with a later place."""
         return self._sums[-1] - self._sums[bisect_right(self._places, place)]
 
+    def weighed(self, place: float, weight: float) -> float:
+        """Of all, those that do not stand before that place with this weight (0..1)."""
+        before = self.before(place)
+        return before + weight * (self.total - before)
+
     @property
     def total(self) -> float:
         """Of all."""

@@ -22,20 +22,15 @@ class Mars(BaseAdmission):
     """Admit what the memory will carry, and no faster than the CPUs show that they follow.
 
     KV: ``sum of w x (context + ahead) over active + (first prompt + ahead) <= target x
-    pool``; w is ``idle_weight`` for sessions that wait for a tool or a human for longer
-    than 10 s, else 1; ahead: half the mean growth of the last 40 finished sessions. The
-    target is loose because the scheduling policy ``mars`` pauses sessions between turns
-    when they do not fit; in front of a stock engine ``working-set`` (1.3, nobody
-    discounted) is the better choice.
+    pool``; w is ``idle_weight`` for sessions that act for longer than 10 s, else 1; ahead:
+    half the mean growth of the last 40 sessions. Active ones of a later place count
+    ``behind_weight``, within ``most_target`` x pool for all: the scheduling policy ``mars``
+    pauses them between turns. In front of a stock engine ``working-set`` is the better choice.
+    CPU: as many as the tool slots feed, then one every ``pace_s``, then none (:class:`CpuGate`).
 
-    CPU: as many sessions as the tool slots feed, then one every ``pace_s``, then none
-    (:class:`CpuGate`).
-
-    Order: ``held since + most_lead_s x handicap`` of the kind (:class:`SessionLengths`), so
-    short kinds go first. Who does not fit is passed by others that do until it has waited
-    ``pass_share`` of its expected length, at most ``overdue_s``; after ``force_s`` the
-    longest held is admitted whatever the pressure, which bounds waiting. Ours, built on
-    2604.26963; constants chosen by simulation (docs/policy.md).
+    Order: ``held since + most_lead_s x handicap``, short kinds first (:class:`ShortKindsFirst`).
+    Others that fit pass one that does not for ``pass_share`` of its expected length, at most
+    ``overdue_s``; who is held for ``force_s`` is admitted. Ours, built on 2604.26963.
 
     Ignores: shared prefixes, measured waste (moving the target by it measured worse).
     """
@@ -45,6 +40,8 @@ class Mars(BaseAdmission):
         target: float = 1.5,
         *,
         idle_weight: float = 0.3,
+        behind_weight: float = 0.25,
+        most_target: float = 2.0,
         pace_s: float = 30.0,
         most_lead_s: float = 3600.0,
         pass_share: float = 0.3,
@@ -53,8 +50,8 @@ class Mars(BaseAdmission):
     ) -> None:
         if target <= 0:
             raise ValueError(f"mars:{target}: the share of the pool must be positive")
-        self.target = float(target)
-        self.idle_weight = idle_weight
+        self.target, self.most_target = float(target), max(most_target, float(target))
+        self.idle_weight, self.behind_weight = idle_weight, behind_weight
         self.overdue_s = overdue_s
         self.force_s = self.overtaking_s = force_s
         self.projection = Projection()
@@ -81,14 +78,7 @@ class Mars(BaseAdmission):
         if not self.projection.saw(load):
             chosen = queue[: max(0, NUM_BLIND - len(active))]
         else:
-            ahead = self.projection.growth.ahead_tokens()
-            chosen = fitting(
-                queue,
-                budget=self._room_tokens(active, now),
-                slots=self.cpus.room(len(active), now) if len(active) else math.inf,
-                size=lambda h: h.num_prompt_tokens + ahead,
-                may_pass=lambda h: now - h.held_since <= self.queue.patience_s(h, self.overdue_s),
-            )
+            chosen = self._fit(queue, active, now)
         oldest = in_arrival_order(held)[:1]
         if oldest and now - oldest[0].held_since > self.force_s:
             chosen = oldest + [h for h in chosen if h is not oldest[0]]
@@ -100,13 +90,25 @@ class Mars(BaseAdmission):
             self.cpus.admitted(now)
         return [h.session.session_id for h in chosen]
 
-    def _room_tokens(self, active: ActiveSet, now: float) -> float:
-        """What may still be admitted; with host memory, whatever that keeps."""
-        known = self.projection
-        if known.host_tokens > known.pool_tokens:
-            return known.host_tokens - known.working_set_tokens(active, now)
-        used = known.working_set_tokens(active, now, idle_weight=self.idle_weight)
-        return self.target * known.pool_tokens - used
+    def _fit(
+        self, queue: Sequence[HeldSession], active: ActiveSet, now: float
+    ) -> list[HeldSession]:
+        known, queued, weight = self.projection, self.queue, self.behind_weight
+        ahead, most = known.growth.ahead_tokens(), self.target * known.pool_tokens
+        if known.host_tokens > known.pool_tokens:  # which keeps whoever is paused
+            standing, most = queued.standing([]), math.inf
+            budget = known.host_tokens - known.working_set_tokens(active, now)
+        else:
+            standing = queued.standing(known.needs(active, now, idle_weight=self.idle_weight))
+            budget = self.most_target * known.pool_tokens - standing.total
+        return fitting(
+            queue,
+            budget=budget,
+            slots=self.cpus.room(len(active), now) if len(active) else math.inf,
+            size=lambda h: h.num_prompt_tokens + ahead,
+            may_pass=lambda h: now - h.held_since <= queued.patience_s(h, self.overdue_s),
+            fits=lambda h, given: given + standing.weighed(queued.place(h), weight) <= most,
+        )
 
     def state(self) -> dict[str, Any]:
         return {
