@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mars.core.claims import Share
+from mars.core.hosttier import TierOrder
 from mars.core.model import Load, Session, Turn
 from mars.core.policy import BasePolicy, Rank, scheduling_policies
 from mars.core.residency import Residency, ResidencyRules, known_cached_tokens
@@ -46,13 +47,13 @@ class Mars(BasePolicy):
         cost: PrefillCost | None = None,
         stretch: float = 20.0,
         lead_s: float = 600.0,
-        tier_s_per_token: float = 0.03,
+        tier: TierOrder | None = None,
         rules: ResidencyRules | None = None,
     ) -> None:
         super().__init__(cost=cost)
         self.stretch = stretch
         self.lead_s = lead_s
-        self.tier_s_per_token = tier_s_per_token
+        self.tier = tier or TierOrder()
         self.residency = Residency(self.cost, rules)
         self._is_roomy = False
 
@@ -77,15 +78,16 @@ class Mars(BasePolicy):
         # A deadline moves only when what is cached does, and is asked for in every step.
         work, known = (turn.num_tokens, cached), turn.policy_state
         if known is None or known[0] != work:
-            start = max(session.arrival_time, turn.arrival_time - self.lead_s)
-            turn.policy_state = known = (work, (_READY, start + self._stretched_s(turn, cached)))
+            turn.policy_state = known = (work, (_READY, self._deadline(turn, cached)))
         return known[1]
 
-    def _stretched_s(self, turn: Turn, cached: int) -> float:
+    def _deadline(self, turn: Turn, cached: int) -> float:
+        arrival = turn.session.arrival_time
         if self._is_roomy:
-            return self.tier_s_per_token * turn.num_tokens
-        host_tokens = turn.num_host_tokens or 0
-        return self.stretch * self.cost.return_s(turn.num_tokens, cached, host_tokens)
+            return arrival + self.tier.handicap_s(turn)
+        start = max(arrival, turn.arrival_time - self.lead_s)
+        price_s = self.cost.return_s(turn.num_tokens, cached, turn.num_host_tokens or 0)
+        return start + self.stretch * price_s
 
     def retention_value(self, session: Session, load: Load, now: float) -> float:
         """An order, not seconds: the larger, the later its free blocks are given away."""
