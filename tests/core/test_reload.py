@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from mars.core.copies import HostLink, HostMemory
-from mars.core.hosttier import Loading, pending_blocks
+from mars.core.hosttier import Loading, TierOrder, is_roomy, pending_blocks
 from mars.core.model import Session, Turn
 from mars.core.reload import TieredCost
 from mars.core.retention import FlatCost, PriceTable
@@ -62,3 +62,20 @@ def test_pending_blocks_are_the_rest_of_a_prefill_and_one_of_a_decode() -> None:
     begun, decoding = turn(prompt=100), turn(prompt=100)
     begun.num_computed_tokens, decoding.num_computed_tokens = 64, 100
     assert pending_blocks([begun, decoding], 16) == 3 + 1
+
+
+def test_short_contexts_and_sessions_far_on_go_first() -> None:
+    order = TierOrder(s_per_token=0.1, s_per_turn=10.0, most_s=30.0)
+    short, long, late = turn(prompt=100), turn(prompt=500), turn(prompt=500)
+    late.turn_index = 2
+    assert order.handicap_s(short) == pytest.approx(10.0)
+    assert order.handicap_s(long) == pytest.approx(50.0)
+    assert order.handicap_s(late) == pytest.approx(30.0)
+    late.turn_index = 100
+    assert order.handicap_s(late) == pytest.approx(20.0), "bounded: nobody waits for ever"
+
+
+def test_host_memory_is_roomy_from_twice_the_pool() -> None:
+    assert is_roomy(200, 100)
+    assert not is_roomy(199, 100)
+    assert not is_roomy(0, 0)

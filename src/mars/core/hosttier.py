@@ -8,6 +8,14 @@ from dataclasses import dataclass
 
 from mars.core.model import Turn
 
+ROOMY = 2.0
+"""Host memory of so many times the pool holds what the GPU does and as much again. Chosen."""
+
+
+def is_roomy(host: float, pool: float) -> bool:
+    """Whether host memory keeps whoever the GPU has no room for; both in tokens, or in blocks."""
+    return pool > 0 and host >= ROOMY * pool
+
 
 class Loading(dict[str, Turn]):
     """Request id -> turn that waits and holds blocks, from its load's begin to its start."""

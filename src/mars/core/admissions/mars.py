@@ -9,6 +9,7 @@ from typing import Any
 
 from mars.core.cpugate import CpuGate
 from mars.core.forecast import Projection
+from mars.core.hosttier import is_roomy
 from mars.core.lengths import ShortKindsFirst
 from mars.core.model import ActiveSet, HeldSession, Load, Session
 from mars.core.packing import fitting, in_arrival_order
@@ -21,18 +22,17 @@ NUM_BLIND = 2
 class Mars(BaseAdmission):
     """Admit what the memory will carry, and no faster than the CPUs show that they follow.
 
-    KV: ``sum of w x (context + ahead) over active + (first prompt + ahead) <= target x
-    pool``; w is ``idle_weight`` for sessions that act for longer than 10 s, else 1; ahead:
-    half the mean growth of the last 40 sessions. Active ones of a later place count
-    ``behind_weight``, within ``most_target`` x pool for all: the scheduling policy ``mars``
-    pauses them between turns. In front of a stock engine ``working-set`` is the better choice.
+    KV: ``common + sum of w x (own context + ahead) over active + (own first prompt + ahead)
+    <= target x pool``; own: less what is shared, which is ``common``; w is ``idle_weight``
+    for who acts for over 10 s, falling after 60, else 1; ahead: half the mean growth. Active
+    ones of a later place count ``behind_weight``, within ``most_target`` x pool for all: policy
+    ``mars`` pauses them between turns. In front of a stock engine ``working-set`` is better.
     CPU: as many as the tool slots feed, then one every ``pace_s``, then none (:class:`CpuGate`).
 
     Order: ``held since + most_lead_s x handicap``, short kinds first (:class:`ShortKindsFirst`).
     Others that fit pass one that does not for ``pass_share`` of its expected length, at most
     ``overdue_s``; who is held for ``force_s`` is admitted. Ours, built on 2604.26963.
-
-    Ignores: shared prefixes, measured waste (moving the target by it measured worse).
+    Ignores: measured waste (moving the target by it measured worse).
     """
 
     def __init__(
@@ -52,8 +52,7 @@ class Mars(BaseAdmission):
             raise ValueError(f"mars:{target}: the share of the pool must be positive")
         self.target, self.most_target = float(target), max(most_target, float(target))
         self.idle_weight, self.behind_weight = idle_weight, behind_weight
-        self.overdue_s = overdue_s
-        self.force_s = self.overtaking_s = force_s
+        self.overdue_s, self.force_s, self.overtaking_s = overdue_s, force_s, force_s
         self.projection = Projection()
         self.cpus = CpuGate(pace_s)
         self.queue = ShortKindsFirst(most_lead_s, pass_share)
@@ -94,18 +93,19 @@ class Mars(BaseAdmission):
         self, queue: Sequence[HeldSession], active: ActiveSet, now: float
     ) -> list[HeldSession]:
         known, queued, weight = self.projection, self.queue, self.behind_weight
-        ahead, most = known.growth.ahead_tokens(), self.target * known.pool_tokens
-        if known.host_tokens > known.pool_tokens:  # which keeps whoever is paused
+        common = known.common_tokens(active)
+        most = self.target * known.pool_tokens - common
+        if is_roomy(known.host_tokens, known.pool_tokens):  # which keeps whoever is paused
             standing, most = queued.standing([]), math.inf
             budget = known.host_tokens - known.working_set_tokens(active, now)
         else:
             standing = queued.standing(known.needs(active, now, idle_weight=self.idle_weight))
-            budget = self.most_target * known.pool_tokens - standing.total
+            budget = self.most_target * known.pool_tokens - common - standing.total
         return fitting(
             queue,
             budget=budget,
             slots=self.cpus.room(len(active), now) if len(active) else math.inf,
-            size=lambda h: h.num_prompt_tokens + ahead,
+            size=known.held_tokens,
             may_pass=lambda h: now - h.held_since <= queued.patience_s(h, self.overdue_s),
             fits=lambda h, given: given + standing.weighed(queued.place(h), weight) <= most,
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mars.core.claims import Share
-from mars.core.hosttier import TierOrder
+from mars.core.hosttier import TierOrder, is_roomy
 from mars.core.model import Load, Session, Turn
 from mars.core.policy import BasePolicy, Rank, scheduling_policies
 from mars.core.residency import Residency, ResidencyRules, known_cached_tokens
@@ -34,7 +34,11 @@ class Mars(BasePolicy):
     Ours, built on 2604.26963; directions in DESIGN section 5. The constants are chosen by
     simulation, see ``ResidencyRules``.
 
-    Ignores: what a session has done so far, tool times, the host tier.
+    Where host memory is several times the pool nothing is lost by going without, and nobody is
+    blocked: turns go by ``TierOrder``, what lies free on the GPU leaves by how long it is idle.
+    With less of it the plan above holds, at the price of a reload where there is one.
+
+    Ignores: tool times; what a session has done so far, unless host memory keeps it.
     """
 
     evicts_by_value = True
@@ -58,7 +62,7 @@ class Mars(BasePolicy):
         self._is_roomy = False
 
     def on_step(self, turns: Iterable[Turn], load: Load, now: float) -> None:
-        self._is_roomy = (load.host_blocks_total or 0) > (load.kv_blocks_total or 0)
+        self._is_roomy = is_roomy(load.host_blocks_total or 0, load.kv_blocks_total or 0)
         if not self._is_roomy:
             self.residency.plan(turns, load, now)
 
