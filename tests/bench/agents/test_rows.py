@@ -81,7 +81,7 @@ def test_what_the_tool_runtime_measured_is_told(tmp_path: Path) -> None:
 
 def test_a_failure_is_quoted(tmp_path: Path) -> None:
     failed = Run(exit_code=1, last_words="stream broke", duration_s=3.0)
-    assert survived(CODEX, failed, tmp_path) == "no: stream broke"
+    assert survived(CODEX, failed, tmp_path) == "no: exit code 1, 'stream broke'"
     assert row_of(tmp_path, [], failed).session == "no request came: stream broke"
     assert "| Codex CLI | 1 | responses |" in markdown([row_of(tmp_path, [], failed)])
 

@@ -112,9 +112,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _outcome(run: Run) -> str:
-    return (
-        f"still running after {run.duration_s:.0f} s" if run.exit_code is None else run.last_words
-    )
+    if run.exit_code is None:
+        return f"still running after {run.duration_s:.0f} s"
+    return f"exit code {run.exit_code}, {run.last_words!r}"
 
 
 def _source(client: Client, request: TappedRequest, session_id: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import time
@@ -31,6 +32,8 @@ SESSIONS_EACH = 3
 DOWN_S = 5.0
 """How long the engine is gone before the tools may end: every agent meets its absence."""
 IN_REPLY_S = 3.0
+MAX_WORDS_CHARS = 100
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _EXAMPLE_TEST = "grep -q Zeile poem.txt"
 
 Say = Callable[[str], None]
@@ -234,6 +237,6 @@ async def _until(is_so: Callable[[], Awaitable[bool]], limit_s: float) -> None:
 
 
 def _last_words(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [_COLOUR.sub("", line).strip() for line in log.read_text(errors="replace").splitlines()]
     said = [line for line in lines if any(c.isalnum() for c in line)]
-    return said[-1][:160] if said else "it said nothing"
+    return said[-1][:MAX_WORDS_CHARS] if said else "it said nothing"
