@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class SessionState(StrEnum):
@@ -61,6 +61,8 @@ class Session:
     """Prompt plus output of the last finished turn: the KV a warm return would find."""
     cached_tokens: int = 0
     """Tokens of ``context_tokens`` whose KV is believed present (retained or cached)."""
+    shared_tokens: int | None = None
+    """Hit of its first turn: a prefix that others hold as well; None before that started."""
     host_tokens: int = 0
     """Of ``context_tokens``, what host memory was offered, where there is one: the prompt's
     blocks, the reply's come with the next prompt. It may have evicted some since."""
@@ -148,12 +150,12 @@ class Turn:
         return self.num_prompt_tokens + self.num_output_tokens - known > 1
 
 
-@dataclass(slots=True, frozen=True)
-class Load:
+class Load(NamedTuple):
     """One sample of both resources. ``None`` means not known, never zero.
 
     The recompute ratio is recomputed tokens over computed tokens in the sampling
-    window; CPU pressure is PSI ``some avg10`` as a fraction (0..1).
+    window; CPU pressure is PSI ``some avg10`` as a fraction (0..1). A tuple, for one is made
+    in every step: a frozen dataclass takes four times as long.
     """
 
     sampled_at: float

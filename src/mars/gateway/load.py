@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from mars.core.events import (
@@ -199,7 +199,7 @@ class LoadBoard:
     def load(self, now: float) -> Load:
         """The present load; None where not known."""
         if self._seen is not None and 0 <= now - self._seen[0] < 0.01:
-            return replace(self._seen[1], num_held=self._num_held())
+            return self._seen[1]._replace(num_held=self._num_held())
         load = self._host_part(now)
         if self.engine_state(now) is Freshness.FRESH:
             load = self._with_engine(load)
@@ -217,8 +217,7 @@ class LoadBoard:
         )
         if newest is None:
             return load
-        load = replace(
-            load,
+        load = load._replace(
             cpu_cores=newest.cpu_cores,
             cpu_usage=newest.cpu_usage,
             cpu_pressure=newest.cpu_pressure,
@@ -226,8 +225,7 @@ class LoadBoard:
         )
         if pool is not None and newest is not pool:
             return load  # a pool that fell silent leaves its numbers unknown
-        return replace(
-            load,
+        return load._replace(
             tools_running=newest.tools_running,
             tools_queued=newest.tools_queued,
             tool_queue_delay_s=newest.tool_queue_delay_s,
@@ -236,8 +234,7 @@ class LoadBoard:
     def _with_engine(self, load: Load) -> Load:
         ranks = self._engines.values()
         last = [samples[-1] for samples in ranks]
-        return replace(
-            load,
+        return load._replace(
             sampled_at=min(sample.time for sample in last),
             kv_blocks_total=sum(sample.kv_blocks_total for sample in last),
             kv_blocks_free=sum(sample.kv_blocks_free for sample in last),

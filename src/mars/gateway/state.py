@@ -46,7 +46,7 @@ def state_of(gateway: Gateway) -> dict[str, Any]:
             }
             for place in places[:MAX_LISTED]
         ],
-        "load": asdict(gateway.board.load(now)),
+        "load": gateway.board.load(now)._asdict(),
         "counters": asdict(gateway.hub.fold.counters),
         "last_seq": gateway.hub.bus.last_seq,
         "engine_links": gateway.hub.links(),

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any, Self
@@ -137,7 +136,7 @@ class ToolServer:
             case LeaseRequest():
                 await self._lease(ask, reader, writer)
             case LoadRequest():
-                await _send(writer, dataclasses.asdict(self._pool.load()))
+                await _send(writer, self._pool.load()._asdict())
             case EndSession():
                 self._pool.end_session(ask.session_id)
                 await _send(writer, {})

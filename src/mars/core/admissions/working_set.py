@@ -19,14 +19,15 @@ NUM_BLIND = 2
 class WorkingSet(BaseAdmission):
     """Admit while the projected peaks of the active sessions fit in the KV pool.
 
-    ``sum over active of (context + ahead) + (first prompt + ahead) <= target x pool``;
-    ahead: half the mean growth of the last 40 finished sessions. First come, first served,
+    ``common + sum over active of (own context + ahead) + (own first prompt + ahead) <= target
+    x pool``; own: less what is shared with others, which is ``common``, once; ahead: half
+    the mean growth of the last 40 finished sessions. First come, first served,
     but one that does not fit is passed by others that do until it has waited ``overdue_s``;
     after ``force_s`` it is admitted anyway. Until the pool's size is known two are active.
 
     Source: DESIGN section 10 (target 1.3 and half the mean growth: as good as knowing).
 
-    Ignores: measured waste, CPU load, shared prefixes.
+    Ignores: measured waste, CPU load.
     """
 
     def __init__(
@@ -70,13 +71,12 @@ class WorkingSet(BaseAdmission):
         }
 
     def _chosen(self, queue: list[HeldSession], active: ActiveSet, now: float) -> list[HeldSession]:
-        ahead = self.projection.growth.ahead_tokens()
         used = self.projection.working_set_tokens(active, now)
         chosen = fitting(
             queue,
             budget=self.target * self.projection.pool_tokens - used,
             slots=math.inf,
-            size=lambda h: h.num_prompt_tokens + ahead,
+            size=self.projection.held_tokens,
             may_pass=lambda h: now - h.held_since <= self.overdue_s,
         )
         if (
