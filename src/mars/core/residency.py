@@ -50,7 +50,7 @@ class ResidencyRules:
     least_reserve: float = 0.2
     most_reserve: float = 0.5
     idle_weight: float = 0.5
-    overdue_s: float = 60.0
+    overdue_s: float = 200.0
     most_lead_s: float = 3600.0
 
 
