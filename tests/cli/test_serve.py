@@ -43,6 +43,9 @@ def test_it_serves_logs_and_ends_with_everything_it_started(
 ):
     events = tmp_path / "events.jsonl"
     log = tmp_path / "engine.log"
+    usable = frozenset(os.sched_getaffinity(0))
+    for_tools = max(usable)
+    beside_tools = usable - {for_tools} or usable  # of a single core nothing is left
     served = background(
         *ARGUMENTS,
         "--port",
@@ -53,6 +56,8 @@ def test_it_serves_logs_and_ends_with_everything_it_started(
         str(events),
         "--engine-log",
         str(log),
+        "--set",
+        f"tools.cpu_list={for_tools}",
         "--",
         "--max-num-seqs",
         "4",
@@ -64,6 +69,7 @@ def test_it_serves_logs_and_ends_with_everything_it_started(
     assert reply.json()["usage"]["completion_tokens"] == 4
     started = served.children()
     assert len(started) >= 2  # API server and engine core
+    assert {frozenset(process.cpu_affinity() or ()) for process in started} == {beside_tools}
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(60) == 0
     assert all(is_gone(process) for process in started)
