@@ -41,8 +41,8 @@ class ResidencyRules:
             growth; starts in the middle and follows measured waste.
         idle_weight: how much of the KV of idle sessions no longer kept a cold start counts.
         overdue_s: after waiting so long a turn is not overtaken for memory any more.
-        most_lead_s: sessions of the shortest kind go before those of the longest kind that
-            came up to so many seconds earlier.
+        most_lead_s: sessions of a short kind go before those of a longer one that
+            came up to so many seconds x the difference of their handicaps earlier.
     """
 
     patience: float = 8.0
