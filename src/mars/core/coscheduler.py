@@ -206,7 +206,7 @@ class CoScheduler:
         """The step planned at ``now`` computes these many tokens of these turns."""
         step_s = 0.0 if self._last_step_at is None else now - self._last_step_at
         self._last_step_at = now
-        levels = self._levels
+        levels, on_service = self._levels, self.policy.on_service
         for turn, num_tokens in served:
             session = turn.session
             # One token at the first level is by far the most frequent, and stays there.
@@ -216,7 +216,7 @@ class CoScheduler:
             # A turn not served in the step before has not used the time since.
             if turn.last_service_time is not None and now - turn.last_service_time <= step_s:
                 session.attained_service_s += now - turn.last_service_time
-            self.policy.on_service(turn, num_tokens, now)
+            on_service(turn, num_tokens, now)
             turn.num_computed_tokens += num_tokens
             session.num_computed_tokens += num_tokens
             self.computed_tokens += num_tokens
@@ -355,7 +355,7 @@ class CoScheduler:
     def expired(self, load: Load, now: float) -> list[tuple[str, str]]:
         """Begin a step: forget idle sessions; returns held ones to release now, and why."""
         self.policy.on_step(self.turns.values(), load, now)
-        out = self.held.expired(load, now)
+        out = self.held.expired(load, now) if self.held else []
         if now >= self._next_sweep_at:
             self._next_sweep_at = now + 60.0
             self._forget_idle(now)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections import OrderedDict
 
 BINS_PER_OCTAVE = 4
@@ -79,13 +80,10 @@ class _Histogram:
         return weight * mass + self._mass[i + 1], weight * seconds + self._seconds[i + 1]
 
     def _sum_tails(self) -> None:
-        mass = seconds = 0.0
-        for i in range(_LAST, -1, -1):
-            weight = self._weights[i]
-            mass += weight
-            seconds += weight * _part_of_bin(i, _EDGES_S[i])[1]
-            self._mass[i] = mass
-            self._seconds[i] = seconds
+        weights = self._weights[::-1]
+        seconds = map(operator.mul, weights, _SECONDS_OF_BIN)
+        self._mass = [0.0, *itertools.accumulate(weights)][::-1]
+        self._seconds = [0.0, *itertools.accumulate(seconds)][::-1]
         self._is_stale = False
 
 
@@ -98,6 +96,10 @@ def _part_of_bin(i: int, after_s: float) -> tuple[float, float]:
     if after_s >= end:
         return 0.0, 0.0
     return math.log(end / after_s) / _LOG_WIDTH, (end - after_s) / _LOG_WIDTH
+
+
+_SECONDS_OF_BIN = [_part_of_bin(i, _EDGES_S[i])[1] for i in reversed(range(_NUM_BINS))]
+"""E[seconds; call in the bin], the last bin first."""
 
 
 def _prior() -> _Histogram:

@@ -58,7 +58,7 @@ def policy_stretch(
 ) -> tuple[float, float]:
     """As :func:`stock_stretch`; the policy hears of every step, and blocks are taken when due.
 
-    The last step before an event is left to the engine, which puts the turns in order again.
+    The turns are not put in order again: none ends, so that nothing depends on it.
     """
     num_steps = num_decodes(engine.running, len(engine.in_flight)) - len(engine.in_flight)
     if num_steps <= 1 or engine.has_news or not _is_whole_batch(engine):
@@ -72,10 +72,8 @@ def policy_stretch(
     for request in engine.running:
         due[-request.num_computed % size].append(request)
     step = 0
-    while step < num_steps:
-        step_s = fixed_s + kv_tokens * slope_s
-        later, later_end = (end, end + step_s) if is_async else (now + step_s, now + step_s)
-        if later >= until or not engine.may_decode(due[step % size], gated, now):
+    while step < num_steps and now < until:
+        if not engine.may_decode(due[step % size], gated, now):
             break
         if step == 0:
             engine.tell_progress()
@@ -83,7 +81,8 @@ def policy_stretch(
             for turn, _ in served:
                 turn.num_output_tokens += 1
         engine.co.served(served, now)
-        now, end = later, later_end
+        step_s = fixed_s + kv_tokens * slope_s
+        now, end = (end, end + step_s) if is_async else (now + step_s, now + step_s)
         kv_tokens += batch
         step += 1
     if step:
