@@ -80,11 +80,11 @@ def test_the_end_is_told_the_way_the_agent_wants_it(book: ScriptBook) -> None:
     assert "echo COMPLETE_TASK" in called(book.reply(by_shell))["arguments"]["command"]
 
 
-def test_a_forced_call_is_nothing_but_calls_and_keeps_its_mark(book: ScriptBook) -> None:
+def test_a_forced_call_is_nothing_but_calls_and_keeps_its_text_in_them(book: ScriptBook) -> None:
     reply = book.reply(prompt(BASH), is_forced=True)
     assert reply.startswith("<tool_call>")
     assert reply.endswith("</tool_call>")
-    assert called(reply)["arguments"] == {"command": "ls\n# [[mars:task-1:0]]"}
+    assert called(reply)["arguments"] == {"command": "ls\n# Look. [[mars:task-1:0]]"}
 
 
 def test_side_calls_and_strangers_get_a_few_words(book: ScriptBook) -> None:

@@ -133,13 +133,12 @@ class ScriptBook:
         is_aside = not tools and any(other.calls for other in steps)
         if is_aside and (step.calls or not done):
             return f"{NOTHING_TO_SAY} ({name})"
-        mark = f"[[mars:{name}:{index}]]"
-        text = f"{step.text} {mark}".lstrip()
+        text = f"{step.text} [[mars:{name}:{index}]]".lstrip()
         calls = [_render(call, tools) for call in step.calls]
         if not calls:
             calls = _finish(text, tools, is_shell_only=is_shell_only)
         if is_forced and calls:
-            return _forced(calls, mark)
+            return _forced(calls, " ".join(text.split()))
         return "\n".join([text, *map(_marked, calls)])
 
 
@@ -233,13 +232,13 @@ def _marked(call: ToolCall) -> str:
     return f"<tool_call>\n{written}\n</tool_call>"
 
 
-def _forced(calls: Iterable[ToolCall], mark: str) -> str:
-    """Without text, the step's mark goes into the arguments: as a comment, into a command."""
+def _forced(calls: Iterable[ToolCall], text: str) -> str:
+    """The text with the step's mark goes into the arguments: as a comment, into a command."""
     written: list[str] = []
     for name, arguments in calls:
         marked = dict(arguments)
         for field in _COMMAND_FIELDS:
             if isinstance(marked.get(field), str):
-                marked[field] += f"\n# {mark}"
+                marked[field] += f"\n# {text}"
         written.append(_marked((name, marked)))
     return "".join(written)
