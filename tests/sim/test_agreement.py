@@ -110,7 +110,9 @@ def test_the_plug_in_does_in_vllm_what_its_policy_does_here(
     assert encode_result(ours) == encode_result(theirs)
 
 
-@pytest.mark.parametrize("policy", ["stock", "continuum-dynamic", "mars-paper", "mars"])
+@pytest.mark.parametrize(
+    "policy", ["stock", "continuum-dynamic", "infercept", "mars-paper", "mars"]
+)
 @pytest.mark.parametrize(
     "name", ["thrash", "thrash-async", "preempt", "preempt-async", "shared-prefixes", "admission"]
 )

@@ -52,11 +52,13 @@ class HostFacts:
         return found * self._tokens_per_chunk
 
     def prices(self, profile: Profile | None) -> TieredCost:
-        """The offered cost, with what a reload takes."""
-        link = profile.host_link if profile else ASSUMED_LINK
-        cost = profile.cost if profile else FlatCost()
-        host = HostMemory(link, self._bytes_per_block, max(1, self.num_blocks))
-        return TieredCost(cost, host, self.block_size)
+        """The offered cost, with what a reload takes: a profile's link and KV, if there is one."""
+        if profile is None:
+            host = HostMemory(ASSUMED_LINK, self._bytes_per_block, self.num_blocks)
+            return TieredCost(FlatCost(), host, self.block_size)
+        size = profile.kv_bytes_per_token * self.block_size
+        host = HostMemory(profile.host_link, size, self.num_blocks)
+        return TieredCost(profile.cost, host, self.block_size)
 
 
 def loaded_tokens(allocated: Mapping[str, Any]) -> int:
