@@ -21,7 +21,9 @@ MAX_TEXT_CHARS = 2**20
 MIN_QUOTED_CHARS = 40
 """A shorter reply ("Done.", "Ok, I will do that.") may be anybody's words (chosen)."""
 MAX_FIRST_CHARS = 120
-LAST_WORDS = frozenset({"finish", "final_answer", "submit", "attempt_completion"})
+LAST_WORDS = frozenset(
+    {"finish", "final_answer", "submit", "attempt_completion", "submit_and_exit"}
+)
 """Calls by which a model says that its task is done (OpenHands, smolagents, SWE-agent, Cline)."""
 
 

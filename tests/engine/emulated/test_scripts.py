@@ -56,6 +56,8 @@ def test_the_task_names_the_script_and_each_reply_its_step(book: ScriptBook) -> 
 def test_each_agent_is_called_by_the_names_of_its_own_tools(book: ScriptBook) -> None:
     codex = tool("exec_command", ("cmd",), cmd="string")
     assert called(book.reply(prompt(codex)))["arguments"] == {"cmd": "ls"}
+    cline = tool("run_commands", ("commands",), commands="array")
+    assert called(book.reply(prompt(cline)))["arguments"] == {"commands": ["ls"]}
     qwen = tool("run_shell_command", ("command", "bg"), command="string", bg="boolean")
     assert called(book.reply(prompt(qwen)))["arguments"] == {"command": "ls", "bg": False}
     lists = tool("shell", ("command",), command="array")
