@@ -6,6 +6,7 @@ BIN := .venv/bin
 DEMO ?=
 PYTEST ?=
 AGENTS ?=
+RESULTS ?=
 
 .PHONY: help
 help:  ## List what can be made
@@ -39,6 +40,10 @@ format: install  ## Format the code and apply the safe fixes
 .PHONY: bench
 bench: install  ## Measure the parts that have a time budget (plug-in, stream, simulator)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+.PHONY: results
+results: install  ## Make every report under results/ anew (an hour on two cores; goes on where it stopped); RESULTS="NAME..."
+	@$(BIN)/python scripts/results.py $(RESULTS)
 
 .PHONY: agents
 agents: install  ## Install real agents, run each against MARS, write the compatibility table; AGENTS="--help"
