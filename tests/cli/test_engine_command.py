@@ -87,3 +87,20 @@ def test_an_impossible_pool_or_profile_is_refused(request_: EngineRequest):
     unknown = EngineConfig(profile="abacus")
     with pytest.raises(ProfileError, match="abacus"):
         engine_command(replace(request_, config=unknown, is_emulated=True))
+
+
+def test_host_memory_becomes_vllms_own_flag(request_: EngineRequest):
+    command, _ = engine_command(replace(request_, host_kv_gib=1.5, flags=["--seed", "1"]))
+    assert command[-4:] == ["--seed", "1", "--kv-offloading-size", "1.5"]
+    assert "--kv-offloading-size" not in engine_command(request_)[0]
+
+
+@pytest.mark.parametrize("flag", ["--kv-offloading-size=2", "--kv-transfer-config"])
+def test_host_memory_is_sized_in_one_place(request_: EngineRequest, flag: str):
+    with pytest.raises(CliError, match=flag.partition("=")[0]):
+        engine_command(replace(request_, host_kv_gib=1.5, flags=[flag]))
+
+
+def test_host_memory_of_no_size_is_refused(request_: EngineRequest):
+    with pytest.raises(CliError, match="--host-kv-gib 0"):
+        engine_command(replace(request_, host_kv_gib=0.0))

@@ -5,7 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from mars.core.events import EngineJoined, EngineSampled, EventsDropped, HostSampled
+from mars.core.events import (
+    EngineJoined,
+    EngineSampled,
+    EventsDropped,
+    HostKvSampled,
+    HostSampled,
+)
 from mars.gateway.load import WINDOW_S, EngineLoad, Freshness, LoadBoard
 from mars.gateway.samplers import HostSampler, TelemetryError, parse_metrics
 
@@ -181,6 +187,20 @@ def test_ranks_are_added_up_and_one_silent_rank_makes_the_whole_unknown() -> Non
     made.apply(replace(ENGINE, time=5.0), "engine")
     assert made.load(5.0).kv_blocks_total is None
     assert made.alarms(5.0) == ["engine telemetry is stale (rank 1): last sample 3.0 s ago"]
+
+
+def test_host_memory_behind_the_engines_is_added_up_and_gone_with_a_restart() -> None:
+    made = board()
+    made.engine_sampled(SAMPLE)
+    assert made.load(0.0).host_blocks_total is None
+    for rank in (0, 1):
+        made.apply(HostKvSampled(time=0.5, num_blocks=1000, engine_rank=rank), "engine")
+    made.engine_sampled(replace(SAMPLE, time=1.0))
+    assert made.load(1.0).host_blocks_total == 2000
+    joined = EngineJoined(time=1.5, instance="b", engine_rank=0, first_seq=1, is_restart=True)
+    made.apply(joined, "engine")
+    made.engine_sampled(replace(SAMPLE, time=1.6))
+    assert made.load(1.6).host_blocks_total == 1000
 
 
 def test_host_telemetry_goes_stale_with_an_alarm_and_comes_back() -> None:
