@@ -8,9 +8,10 @@ from itertools import pairwise
 import pytest
 
 from mars.bench.bound import MIXES, lower_bound
-from mars.bench.bound_work import Box, Spread, common_rate, prefill_floor_s, shared_s
+from mars.bench.bound_work import Spread, common_rate, prefill_floor_s, shared_s
+from mars.bench.experiment import box_of
 from mars.profiles import load_profile
-from mars.sim.run import Machine, SimConfig, simulate
+from mars.sim.run import SimConfig, simulate
 from mars.traces.content import layout
 from mars.traces.sample import sample
 from mars.traces.schema import TraceSession, TraceTool, TraceTurn
@@ -23,19 +24,6 @@ POLICIES = [
     ("continuum-dynamic", "none", "shortest"),
     ("autellix", "cap:4", "fifo"),
 ]
-
-
-def box(config: SimConfig) -> Box:
-    machine = Machine.of(config)
-    shape = machine.shape
-    return Box(
-        cost=machine.cost,
-        num_cores=config.num_cpus,
-        pool_tokens=shape.num_usable_blocks * shape.block_size,
-        block_size=shape.block_size,
-        chunk_tokens=shape.max_num_batched_tokens,
-        num_seqs=shape.max_num_seqs,
-    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +52,7 @@ def test_no_policy_beats_it(
             kv_tokens=kv_tokens,
         )
         summary = simulate(sessions, config).summary
-        bound = lower_bound(sessions, box(config))
+        bound = lower_bound(sessions, box_of(config))
         assert bound is not None
         assert summary.sessions_failed == 0
         assert summary.sct_mean_s is not None
@@ -75,7 +63,7 @@ def test_no_policy_beats_it(
 def test_no_policy_beats_it_on_shapes_of_any_kind(seed: int) -> None:
     sessions = [_any_session(random.Random(f"{seed}/{i}"), i) for i in range(10)]
     config = SimConfig(policy="mars", num_cpus=1 + seed % 3, kv_tokens=40_000, tool_slots=6)
-    bound = lower_bound(sessions, box(config))
+    bound = lower_bound(sessions, box_of(config))
     best = min(
         simulate(sessions, replace(config, policy=p, admission=a)).summary.sct_mean_s or 0.0
         for p, a in [("fcfs", "none"), ("mars", "mars"), ("fcfs", "cap:3")]
@@ -114,7 +102,7 @@ def test_it_is_what_a_session_takes_where_nothing_competes() -> None:
     )
     sessions = [TraceSession(session_id="only", arrival_s=1.0, turns=(turn,))]
     config = SimConfig()
-    bound = lower_bound(sessions, box(config))
+    bound = lower_bound(sessions, box_of(config))
     taken = simulate(sessions, config).summary.sct_mean_s
     assert bound is not None
     assert bound.mean_s == pytest.approx(taken, rel=1e-3)
@@ -125,13 +113,13 @@ def test_it_sees_that_cores_and_gpu_are_shared() -> None:
         prompt_tokens=16, output_tokens=1, tools=(TraceTool(name="t", duration_s=10.0, cpu_s=10.0),)
     )
     builds = [TraceSession(session_id=f"b{i}", turns=(tool,)) for i in range(8)]
-    bound = lower_bound(builds, box(SimConfig(num_cpus=1)))
+    bound = lower_bound(builds, box_of(SimConfig(num_cpus=1)))
     assert bound is not None
     # One after the other they end at 10, 20, ..., 80 s.
     assert bound.cpu_s == pytest.approx(45.0, abs=0.1)
     prompt = TraceTurn(prompt_tokens=60_000, output_tokens=1)
     prompts = [TraceSession(session_id=f"p{i}", turns=(prompt,)) for i in range(8)]
-    bound = lower_bound(prompts, box(SimConfig(kv_tokens=130_000)))
+    bound = lower_bound(prompts, box_of(SimConfig(kv_tokens=130_000)))
     assert bound is not None
     assert bound.gpu_s > 3.5 * bound.alone_s
 
@@ -139,7 +127,7 @@ def test_it_sees_that_cores_and_gpu_are_shared() -> None:
 def test_a_session_that_never_fits_is_left_out() -> None:
     turn = TraceTurn(prompt_tokens=50_000, output_tokens=10)
     sessions = [TraceSession(session_id="large", turns=(turn,))]
-    assert lower_bound(sessions, box(SimConfig(kv_tokens=40_000))) is None
+    assert lower_bound(sessions, box_of(SimConfig(kv_tokens=40_000))) is None
 
 
 @pytest.mark.parametrize("chunk", [512, 8192])
@@ -174,7 +162,7 @@ def test_content_is_common_where_two_sessions_have_the_same_positions() -> None:
 @pytest.mark.parametrize("kv_tokens", [60_000, 400_000])
 def test_no_batch_is_charged_more_than_its_step(profile: str, kv_tokens: int) -> None:
     cost, rng = load_profile(profile).cost, random.Random(kv_tokens)
-    machine = box(SimConfig(machine=profile, kv_tokens=kv_tokens))
+    machine = box_of(SimConfig(machine=profile, kv_tokens=kv_tokens))
     for _ in range(400):
         cuts = sorted(rng.random() ** rng.choice((1, 8)) for _ in range(rng.randint(1, 30)))
         shares = [b - a for a, b in pairwise([0.0, *cuts])]

@@ -142,7 +142,7 @@ def run_cell(load: Load, cell: Cell, key: str, keep_in: Path | None = None) -> C
     encoded = _encoded(load)
     sessions, record.sessions_hash = _sessions(encoded, cell.seed, cell.rate_per_s)
     try:
-        record.lower_bound_s = _bound_s(encoded, cell.seed, cell.rate_per_s, _box(cell.config))
+        record.lower_bound_s = _bound_s(encoded, cell.seed, cell.rate_per_s, box_of(cell.config))
         shown = disguise(sessions, cell.tool_names, cell.seed)
         result = simulate(shown, _told(cell, sessions))
     except StuckError as error:
@@ -178,7 +178,8 @@ def _told(cell: Cell, sessions: list[TraceSession]) -> SimConfig:
     return dataclasses.replace(config, policy_options=config.policy_options | {"future": future})
 
 
-def _box(config: SimConfig) -> Box:
+def box_of(config: SimConfig) -> Box:
+    """The machine of a config, as the bound sees it."""
     machine = Machine.of(config)
     shape = machine.shape
     return Box(
