@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vllm.utils.gc_utils import freeze_gc_heap
+
 from mars.core.policy import scheduling_policies
 from mars.engine.vllm.virtual import VirtualEngine, VirtualShape
 from mars.profiles import load_profile
@@ -69,6 +71,7 @@ def measure(policy: str | None, num_turns: int, num_steps: int) -> tuple[list[fl
     with tempfile.TemporaryDirectory() as directory:
         mars = None if policy is None else {"policy": policy}
         engine = VirtualEngine(shape, cost, Path(directory), mars)
+        freeze_gc_heap()  # as vLLM's engine core does once it is up
         load = Load(engine, _idle_sessions(engine))
         for index in range(num_turns):
             load.ask(f"busy-{index}")
@@ -92,8 +95,8 @@ def _watch(own: OwnTime, scheduler: Any) -> None:
         own.wrap(scheduler, name)
     for name in OWN_CORE:
         own.wrap(scheduler._co, name)  # noqa: SLF001 -- the benchmark looks inside
-    if hasattr(scheduler.waiting, "_gate"):
-        own.wrap(scheduler.waiting, "_gate")
+    if hasattr(scheduler.waiting, "is_open"):
+        own.wrap(scheduler.waiting, "is_open")
     if scheduler._values is not None:  # noqa: SLF001
         for name in OWN_BLOCKS:
             own.wrap(scheduler._values, name)  # noqa: SLF001

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from mars.core.copies import HostLink, HostMemory
-from mars.core.hosttier import Loading, TierOrder, is_roomy, pending_blocks
+from mars.core.hosttier import Loading, TierOrder, is_roomy
 from mars.core.model import Session, Turn
 from mars.core.reload import TieredCost
 from mars.core.retention import FlatCost, PriceTable
@@ -56,12 +56,6 @@ def test_a_loading_turn_is_known_from_its_copy_to_its_start() -> None:
     loading.end(waiting)
     assert not waiting.is_loading
     assert not loading
-
-
-def test_pending_blocks_are_the_rest_of_a_prefill_and_one_of_a_decode() -> None:
-    begun, decoding = turn(prompt=100), turn(prompt=100)
-    begun.num_computed_tokens, decoding.num_computed_tokens = 64, 100
-    assert pending_blocks([begun, decoding], 16) == 3 + 1
 
 
 def test_short_contexts_and_sessions_far_on_go_first() -> None:

@@ -165,7 +165,7 @@ def test_what_was_evicted_since_the_turn_came_is_not_cached():
     engine.finish(turn, 1.0)
     back = engine.turn("a", 1100, 2.0)
     assert known_cached_tokens(back) == 16 * 999
-    engine.co.evicted("a", 900, 0.0, 3.0)
+    engine.co.cached.evicted("a", 900, 0.0, 3.0)
     assert known_cached_tokens(back) == 16 * 99
     assert is_cold(back)
 

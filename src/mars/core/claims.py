@@ -6,6 +6,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from operator import attrgetter
 
 from mars.core.model import Session, Turn
@@ -34,9 +35,10 @@ class Share:
 class Claim:
     """The claim of a waiting turn, or of an idle session where ``turn`` is None.
 
-    ``blocks`` and ``recompute_s`` are as of ``own_tokens``, the tokens it claims without
-    what is shared: whoever plans renews them when that changed. ``round_index`` is the last
-    plan that saw the turn wait.
+    ``blocks`` and ``recompute_s`` are as of ``tokens`` and ``shared_tokens``: whoever plans
+    renews them when those changed, what is shared only while a turn waits. ``since`` is when
+    an idle session's last turn finished, infinite if none has. ``round_index`` is the last plan
+    that saw the turn wait.
     """
 
     key: tuple[float, str]
@@ -45,7 +47,9 @@ class Claim:
     turn: Turn | None
     round_index: int = 0
     is_gone: bool = False
-    own_tokens: int = -1
+    since: float = inf
+    tokens: int = -1
+    shared_tokens: int = 0
     blocks: float = 0.0
     recompute_s: float = 0.0
 
@@ -116,7 +120,14 @@ class Claims:
         self._order.sort(key=_KEY)
 
     def _claim(self, name: str, session: Session, turn: Turn | None) -> Claim:
-        return Claim((self._place(session), name), session, Share.of(session), turn)
+        since = session.last_turn_finished_at
+        return Claim(
+            (self._place(session), name),
+            session,
+            Share.of(session),
+            turn,
+            since=inf if since is None else since,
+        )
 
     def _drop(self, claim: Claim) -> None:
         claim.is_gone = self._is_any_gone = True

@@ -7,14 +7,16 @@ The vLLM plug-in and the simulator own the mechanism (queues, blocks, steps) and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mars.core import events
+from mars.core.cached import CachedKv
 from mars.core.held import Emit, HeldKv, RetentionLimits
-from mars.core.hosttier import Loading, pending_blocks
+from mars.core.hosttier import Loading
 from mars.core.levels import LevelWatch
 from mars.core.model import Activity, Load, Session, SessionState, ToolCall, Turn
-from mars.core.policy import Rank, SchedulingPolicy
+from mars.core.pending import PendingBlocks
+from mars.core.policy import BasePolicy, Rank, SchedulingPolicy
 
 
 class CoScheduler:
@@ -46,12 +48,16 @@ class CoScheduler:
         self.turns: dict[str, Turn] = {}
         self.loading = Loading()
         self.held = HeldKv(policy, self.limits, num_blocks, block_size, emit)
+        self.cached = CachedKv(policy, self.sessions, self.held, block_size, emit)
         self.computed_tokens = 0
         self.recomputed_tokens = 0
         self.preemptions = 0
         self.shrunk_chunks = 0
         self.prefix_queries_tokens = 0
         self.prefix_hits_tokens = 0
+        self._pending = PendingBlocks(block_size)
+        hears = getattr(type(policy), "on_service", None)
+        self._hears_service = hears is not BasePolicy.on_service
         self._levels = LevelWatch(policy.level, emit) if policy.has_levels else None
         self._last_step_at: float | None = None
         self._next_sweep_at = 0.0
@@ -94,6 +100,7 @@ class CoScheduler:
         session = self.sessions.get(session_id)
         if session is not None:
             session.gives_kv = gives
+            self.cached.changed(session_id)
         return gives and session_id in self.held
 
     def end_session(self, session_id: str) -> bool:
@@ -206,23 +213,31 @@ class CoScheduler:
         """The step planned at ``now`` computes these many tokens of these turns."""
         step_s = 0.0 if self._last_step_at is None else now - self._last_step_at
         self._last_step_at = now
-        levels, on_service = self._levels, self.policy.on_service
+        self._pending.changed()
+        levels, total = self._levels, 0
+        on_service = self.policy.on_service if self._hears_service else None
         for turn, num_tokens in served:
-            session = turn.session
+            session, before = turn.session, turn.last_service_time
             # One token at the first level is by far the most frequent, and stays there.
             may_move = levels is not None and (num_tokens > 1 or turn.level > 0)
             if levels is not None and may_move:
                 levels.look(turn, "ageing", now)
             # A turn not served in the step before has not used the time since.
-            if turn.last_service_time is not None and now - turn.last_service_time <= step_s:
-                session.attained_service_s += now - turn.last_service_time
-            on_service(turn, num_tokens, now)
+            if before is not None and now - before <= step_s:
+                session.attained_service_s += now - before
+            if on_service is not None:
+                on_service(turn, num_tokens, now)
             turn.num_computed_tokens += num_tokens
             session.num_computed_tokens += num_tokens
-            self.computed_tokens += num_tokens
+            total += num_tokens
             turn.last_service_time = session.last_service_time = now
             if levels is not None and may_move:
                 levels.look_served(turn, now)
+        self.computed_tokens += total
+
+    def progressed(self) -> None:
+        """What the adapter says of the running turns' tokens is new: a step begins."""
+        self._pending.changed()
 
     def first_token(self, turn: Turn, now: float) -> None:
         """The turn's first output token was sampled."""
@@ -240,12 +255,14 @@ class CoScheduler:
     def preempted(self, turn: Turn, now: float) -> None:
         """A running turn lost its KV and waits again."""
         lost = turn.num_computed_tokens
+        self._pending.changed()
         turn.is_running = False
         turn.num_preemptions += 1
         turn.num_lost_tokens = lost
         turn.num_cached_tokens = turn.num_computed_tokens = 0
         self.preemptions += 1
         self.policy.on_preempt(turn, now)
+        self.held.changed(turn.session.session_id)
         if self._levels is not None:
             self._levels.look(turn, "preempted", now)
         self.emit(
@@ -280,6 +297,7 @@ class CoScheduler:
         """
         session = turn.session
         self.loading.end(turn)
+        self._pending.changed()
         del self.turns[turn.request_id]
         session.num_open_turns -= 1
         if turn.first_scheduled_at is not None:
@@ -290,6 +308,7 @@ class CoScheduler:
         session.last_turn_finished_at = now
         session.activity = Activity.ACTING
         self.policy.on_finish(turn, now)
+        self.held.changed(session.session_id)
         hold = reason not in ("abort", "error") and self.held.may_hold(
             session, num_cached_blocks, load, now
         )
@@ -321,12 +340,10 @@ class CoScheduler:
         return (self.policy.rank(turn, now), turn.arrival_time, turn.request_id)
 
     def order(self, turns: Iterable[Turn], now: float) -> list[Turn]:
-        """Turns in service order, that of :meth:`rank_key`."""
-        rank = self.policy.rank
-        keyed = [(rank(t, now), t.arrival_time, t.request_id, t) for t in turns]
-        return [entry[3] for entry in sorted(keyed)]
+        """Turns in service order."""
+        return sorted(turns, key=lambda turn: self.rank_key(turn, now))
 
-    def may_start(self, turn: Turn, running: Iterable[Turn], free_blocks: int) -> bool:
+    def may_start(self, turn: Turn, running: Sequence[Turn], free_blocks: int) -> bool:
         """Whether memory has room for this prefill beside the unfinished ones.
 
         Half-computed prompts that together exceed the memory evict one another for ever
@@ -335,8 +352,7 @@ class CoScheduler:
         Alone, a turn may always start.
         """
         self.loading.end(turn)  # One that asks has no blocks: its copy, if any, failed.
-        others = [*running, *self.loading.values()]
-        if not others:
+        if not running and not self.loading:
             return True
         if not self.policy.may_start(turn):
             return False
@@ -344,7 +360,9 @@ class CoScheduler:
             return True
         # What is held for its own session it needs not find, nor can it be released for it:
         # the two cancel out.
-        need = self.blocks_of(turn.num_tokens + 1) + pending_blocks(others, self.block_size)
+        need = self.blocks_of(turn.num_tokens + 1) + self._pending.of(running)
+        if self.loading:
+            need += self._pending.count(self.loading.values())
         return need <= free_blocks + self.held.num_blocks
 
     def blocks_of(self, num_tokens: int) -> int:
@@ -361,28 +379,6 @@ class CoScheduler:
             self._forget_idle(now)
         return out
 
-    def value(self, session_id: str, load: Load, now: float) -> float:
-        """Worth of keeping a session's cached blocks; those of no use come first."""
-        session = self.sessions.get(session_id)
-        if session is None or session.gives_kv:
-            return -1.0e18
-        return self.policy.retention_value(session, load, now)
-
-    def evicted(self, session_id: str, num_blocks: int, value: float, now: float) -> None:
-        """Cached blocks of this session were given to somebody else."""
-        session = self.sessions.get(session_id)
-        if session is None:
-            return
-        session.cached_tokens = max(0, session.cached_tokens - num_blocks * self.block_size)
-        self.emit(
-            events.KvEvicted(time=now, session_id=session_id, num_blocks=num_blocks, value=value)
-        )
-
-    def forget_cached(self) -> None:
-        """The prefix cache was reset: no session has KV in it any more."""
-        for session in self.sessions.values():
-            session.cached_tokens = 0
-
     def _forget_idle(self, now: float) -> None:
         limit = now - self.limits.session_idle_s
         stale = [
@@ -397,4 +393,5 @@ class CoScheduler:
 
     def _forget(self, session: Session) -> None:
         if self.sessions.pop(session.session_id, None) is not None:
+            self.cached.changed(session.session_id)
             self.policy.on_end(session)

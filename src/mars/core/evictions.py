@@ -33,7 +33,7 @@ class EvictionTally:
         co = self._co
         for session_id, num_blocks in self._num_taken.items():
             if session_id in co.sessions:
-                value = co.value(session_id, load, now)
+                value = co.cached.value(session_id, load, now)
                 co.emit(
                     KvEvicted(time=now, session_id=session_id, num_blocks=num_blocks, value=value)
                 )

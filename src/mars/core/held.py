@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,11 +30,16 @@ class RetentionLimits:
 
 @dataclass(slots=True)
 class Hold:
-    """References held on the KV of one tool-blocked session."""
+    """References held on the KV of one tool-blocked session.
+
+    The policy surely holds on before ``sure_until + sure_s_per_block x used blocks``.
+    """
 
     session: Session
     num_blocks: int
     held_since: float
+    sure_until: float = -math.inf
+    sure_s_per_block: float = 0.0
 
 
 class HeldKv(dict[str, Hold]):
@@ -61,11 +67,10 @@ class HeldKv(dict[str, Hold]):
         self._max_blocks = limits.max_share * num_blocks
         self._block_size = block_size
         self._emit = emit
-
-    @property
-    def num_blocks(self) -> int:
+        self.num_blocks = 0
         """Blocks held in all."""
-        return sum(hold.num_blocks for hold in self.values())
+        self._ranked: list[str] = []
+        self._ranked_for: tuple[Load, float] | None = None
 
     def may_hold(self, session: Session, num_blocks: int, load: Load, now: float) -> bool:
         """Whether the KV of a session whose turn just ended is to be held."""
@@ -80,7 +85,11 @@ class HeldKv(dict[str, Hold]):
 
     def hold(self, session: Session, num_blocks: int, load: Load, now: float) -> None:
         """Note that the adapter holds these references from now on."""
-        self[session.session_id] = Hold(session, num_blocks, now)
+        before = self.get(session.session_id)
+        self.num_blocks += num_blocks - (before.num_blocks if before is not None else 0)
+        sure = self._policy.surely_holds(session, load)
+        self[session.session_id] = Hold(session, num_blocks, now, *sure)
+        self._ranked_for = None
         self._emit(
             events.KvRetained(
                 time=now,
@@ -93,12 +102,23 @@ class HeldKv(dict[str, Hold]):
     def expired(self, load: Load, now: float) -> list[tuple[str, str]]:
         """Sessions whose KV is to be released now, each with the reason."""
         out: list[tuple[str, str]] = []
+        used = (load.kv_blocks_total or 0) - (load.kv_blocks_free or 0)
+        # Most are not asked about: a policy's price takes time, and there may be hundreds.
         for session_id, hold in self.items():
             if now - hold.held_since > self._limits.max_hold_s:
                 out.append((session_id, "bound"))
+            elif now < hold.sure_until + hold.sure_s_per_block * used:
+                continue
             elif not self._policy.holds_kv(hold.session, load, now):
                 out.append((session_id, "expired"))
         return out
+
+    def changed(self, session_id: str) -> None:
+        """What is known of a session changed: its worth is to be asked for anew."""
+        self._ranked_for = None
+        hold = self.get(session_id)
+        if hold is not None:
+            hold.sure_until, hold.sure_s_per_block = -math.inf, 0.0
 
     def reclaimable(self, turn: Turn, free_blocks: int, load: Load, now: float) -> list[str]:
         """Sessions to release, least worth first, until this turn's allocation succeeds.
@@ -108,10 +128,12 @@ class HeldKv(dict[str, Hold]):
         the policy yields to it, and nothing when that would not be enough.
         """
         own = turn.session.session_id
-        value = self._policy.retention_value
-        order = sorted(self, key=lambda s: (value(self[s].session, load, now), s))
-        order = [session_id for session_id in order if session_id != own]
-        if turn.is_running or not load.num_running:
+        may_take_any = turn.is_running or not load.num_running
+        needed = -(-(turn.num_tokens + 1) // self._block_size)
+        if not may_take_any and needed > free_blocks + self.num_blocks:
+            return []
+        order = [s for s in self._by_worth(load, now) if s != own and s in self]
+        if may_take_any:
             # Its own last: a prompt that begins otherwise has no use for what it held.
             return [*order, own] if own in self else order
         yields = self._policy.yields_to
@@ -119,12 +141,21 @@ class HeldKv(dict[str, Hold]):
         within_reach = free_blocks + sum(self[s].num_blocks for s in order)
         if own in self:
             within_reach += self[own].num_blocks
-        needed = -(-(turn.num_tokens + 1) // self._block_size)
         return order if needed <= within_reach else []
+
+    def _by_worth(self, load: Load, now: float) -> list[str]:
+        """Sessions, least worth first; priced once a step, those released since included."""
+        known = self._ranked_for
+        if known is None or known[0] is not load or known[1] != now:
+            value = self._policy.retention_value
+            self._ranked = sorted(self, key=lambda s: (value(self[s].session, load, now), s))
+            self._ranked_for = (load, now)
+        return self._ranked
 
     def released(self, session_id: str, reason: str, now: float) -> None:
         """Note that the adapter let go of the references of this session."""
         hold = self.pop(session_id)
+        self.num_blocks -= hold.num_blocks
         self._emit(
             events.KvReleased(
                 time=now,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mars.core.model import Turn
@@ -51,12 +50,3 @@ class TierOrder:
         """Seconds between the session's arrival and the turn's deadline; may be negative."""
         done_s = min(self.most_s, self.s_per_turn * turn.turn_index)
         return self.s_per_token * turn.num_tokens - done_s
-
-
-def pending_blocks(others: Iterable[Turn], block_size: int) -> int:
-    """Blocks that turns which have begun still need: a prefill its rest, a decode one."""
-    pending = 0
-    for turn in others:
-        rest = turn.num_prompt_tokens + turn.num_output_tokens - turn.num_computed_tokens
-        pending += -(-rest // block_size) if rest > block_size else 1
-    return pending

@@ -48,14 +48,18 @@ class Levels:
 
     def effective(self, feedback: int, remaining_tokens: int, waited_s: float) -> int:
         """``max(0, max(feedback, level of the remaining prefill) - floor(waited / ageing))``."""
-        level = max(feedback, self.of(remaining_tokens))
+        level = bisect_left(self.bounds_tokens, remaining_tokens)
+        level = max(level, feedback)
+        if not level:
+            return 0
         steps = max(0.0, waited_s) // self.ageing_s
         # Compared as floats: an endless wait must not become an int.
         return 0 if steps >= level else level - int(steps)
 
     def quantum(self, level: int) -> int:
         """Most prefill tokens in one step at this level."""
-        return self.quanta_tokens[max(0, min(level, self.last))]
+        quanta = self.quanta_tokens
+        return quanta[level] if 0 <= level < len(quanta) else quanta[-1 if level > 0 else 0]
 
 
 class LevelWatch:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from mars.core.model import ActiveSet, HeldSession, Load, Session, ToolCall, Turn
@@ -64,9 +64,21 @@ class SchedulingPolicy(Protocol):
         """What keeping this idle session's prefix is worth per block; <= 0: release."""
         ...
 
+    def take_revalued(self) -> Collection[str] | None:
+        """Sessions whose ``retention_value`` may have changed since the last call, arrivals
+        and ends of turns included; None: any, as values move with time."""
+        ...
+
     def holds_kv(self, session: Session, load: Load, now: float) -> bool:
         """Whether to hold references on the KV of a session whose turn just ended, and
         asked again each step while held; False leaves the blocks free but cached."""
+        ...
+
+    def surely_holds(self, session: Session, load: Load) -> tuple[float, float]:
+        """``(t, s)``: ``holds_kv`` is True before ``t + s x used blocks``, whatever else is.
+
+        It is not asked meanwhile, as long as nothing happens to the session; -inf: always ask.
+        """
         ...
 
     def yields_to(self, held: Session, turn: Turn, load: Load, now: float) -> bool:
@@ -220,8 +232,14 @@ class BasePolicy:
     def retention_value(self, session: Session, load: Load, now: float) -> float:
         return 0.0
 
+    def take_revalued(self) -> Collection[str] | None:
+        return None
+
     def holds_kv(self, session: Session, load: Load, now: float) -> bool:
         return False
+
+    def surely_holds(self, session: Session, load: Load) -> tuple[float, float]:
+        return (-math.inf, 0.0)
 
     def yields_to(self, held: Session, turn: Turn, load: Load, now: float) -> bool:
         return True

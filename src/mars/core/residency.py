@@ -18,6 +18,7 @@ from mars.core.lengths import SessionLengths
 from mars.core.model import Load, Session, Turn
 from mars.core.retention import PriceTable
 from mars.core.standing import Standing
+from mars.core.worth import Revalued
 
 COLD_TOKENS = 4096
 """A turn with more to compute than this and than half of its prompt is a cold start."""
@@ -117,6 +118,8 @@ class Residency:
         self.kept: set[str] = set()
         """Idle sessions whose KV is kept."""
         self.reserve = Reserve(self.rules.least_reserve, self.rules.most_reserve)
+        self.revalued = Revalued()
+        """Sessions whose part in the plan changed."""
         self.lengths = SessionLengths()
         self._cost = cost
         self._claims = Claims(self.place)
@@ -147,12 +150,14 @@ class Residency:
         """A turn of the session came."""
         self._claims.remove_idle(session.session_id)
         self.kept.discard(session.session_id)
+        self.revalued.add(session.session_id)
         self._is_stale = True
 
     def left(self, session: Session) -> None:
         """A turn of the session finished."""
         if session.num_open_turns == 0:
             self._claims.add_idle(session)
+        self.revalued.add(session.session_id)
         self._is_stale = True
 
     def ended(self, session: Session) -> None:
@@ -161,6 +166,7 @@ class Residency:
         state, until = session.policy_state, session.last_turn_finished_at
         if isinstance(state, Share) and until is not None:
             self.lengths.ended(state.first_tokens, until - session.arrival_time)
+            self.revalued.add_all()
 
     def place(self, session: Session) -> float:
         """Who has memory first (smallest): ``arrival + most_lead_s x handicap`` of its kind.
@@ -184,9 +190,10 @@ class Residency:
             return
         self._is_stale = False
         self._next_plan_at = now + REPLAN_S
-        self.blocked, self.kept = set(), set()
+        before, self.blocked, self.kept = self.kept, set(), set()
         if load.kv_blocks_total:
             self._plan(turns, load.kv_blocks_total, load.block_size, now)
+        self.revalued.update(before ^ self.kept)
 
     def _plan(self, turns: Iterable[Turn], total: int, block_size: int, now: float) -> None:
         # Some thousand claims a step, so what one needs is reckoned anew only when it changed.
@@ -197,38 +204,41 @@ class Residency:
         running = claims.renew(turns)
         self._running = _Running(running, block_size, self.place)
         budget, num_resident = total - self._running.num_blocks, len(running)
-        patience = rules.patience * (1.0 + self._num_running)
-        kept, blocked, idle, is_closed = self.kept, self.blocked, 0.0, False
-        for claim in claims:
-            session, turn = claim.session, claim.turn
-            if turn is None:
-                tokens = session.cached_tokens
-                if tokens <= 0:
-                    continue
-            else:
-                tokens = turn.num_prompt_tokens + turn.num_output_tokens + 1
-            own = tokens - claim.share.shared_tokens
-            if own != claim.own_tokens:
-                self._renew(claim, tokens, block_size)
-            need = claim.blocks
+        patience, grace_s = rules.patience * (1.0 + self._num_running), rules.grace_s
+        kept, blocked, idle = self.kept, self.blocked, 0.0
+        order = iter(claims)
+        for claim in order:
+            turn = claim.turn
             if turn is None:
                 # Without a call each: there may be a thousand of them.
-                since = session.last_turn_finished_at
-                kept_s = rules.grace_s + patience * claim.recompute_s
-                if is_closed or need > budget or (since is not None and now - since > kept_s):
+                tokens = claim.session.cached_tokens
+                if tokens <= 0:
+                    continue
+                if tokens != claim.tokens:
+                    self._renew(claim, tokens, block_size)
+                need = claim.blocks
+                if need > budget or now - claim.since > grace_s + patience * claim.recompute_s:
                     idle += need
                     continue
-                kept.add(session.session_id)
-            elif is_closed or need + self._spare(claim, total, num_resident, idle) > budget:
-                blocked.add(turn.request_id)
-                is_closed = is_closed or now - turn.arrival_time > rules.overdue_s
-                continue
+                kept.add(claim.key[1])
+            else:
+                tokens = turn.num_prompt_tokens + turn.num_output_tokens + 1
+                if tokens != claim.tokens or claim.share.shared_tokens != claim.shared_tokens:
+                    self._renew(claim, tokens, block_size)
+                need = claim.blocks
+                if need > budget or need + self._spare(claim, total, num_resident, idle) > budget:
+                    blocked.add(turn.request_id)
+                    if now - turn.arrival_time > rules.overdue_s:
+                        break
+                    continue
             budget -= need
             num_resident += 1
+        # What is free is kept for the one that is overdue.
+        blocked.update(claim.turn.request_id for claim in order if claim.turn is not None)
 
     def _renew(self, claim: Claim, tokens: int, block_size: int) -> None:
-        claim.own_tokens = tokens - claim.share.shared_tokens
-        claim.blocks = _blocks(claim.own_tokens, block_size)
+        claim.tokens, claim.shared_tokens = tokens, claim.share.shared_tokens
+        claim.blocks = _blocks(tokens - claim.shared_tokens, block_size)
         if claim.turn is None:
             host_tokens = claim.session.host_tokens
             claim.recompute_s = self._cost.return_s(tokens, 0, host_tokens)
@@ -263,9 +273,11 @@ def is_cold(turn: Turn) -> bool:
 
     A preempted turn is not: what it lost stays cached for the most part.
     """
+    num_tokens = turn.num_prompt_tokens + turn.num_output_tokens
+    if turn.num_preemptions or num_tokens <= COLD_TOKENS:
+        return False
     found = max(known_cached_tokens(turn), turn.num_host_tokens or 0)
-    uncached = turn.num_tokens - found
-    return not turn.num_preemptions and uncached > max(COLD_TOKENS, turn.num_tokens // 2)
+    return num_tokens - found > max(COLD_TOKENS, num_tokens // 2)
 
 
 class _Running:
@@ -275,7 +287,7 @@ class _Running:
         self, turns: Sequence[Turn], block_size: int, place: Callable[[Session], float]
     ) -> None:
         self._turns = turns
-        self._blocks = [_grown_blocks(turn, block_size) for turn in turns]
+        self._blocks = _grown_blocks(turns, block_size)
         self._place = place
         self._standing: Standing | None = None
         self.num_blocks = sum(self._blocks)
@@ -288,9 +300,16 @@ class _Running:
         return self._standing.behind(place)
 
 
-def _grown_blocks(turn: Turn, block_size: int) -> float:
-    tokens = turn.num_prompt_tokens + turn.num_output_tokens + block_size
-    return _blocks(tokens - Share.of(turn.session).shared_tokens, block_size)
+def _grown_blocks(turns: Iterable[Turn], block_size: int) -> list[float]:
+    """Of each turn, its blocks and one more; without a call each."""
+    out: list[float] = []
+    for turn in turns:
+        tokens = turn.num_prompt_tokens + turn.num_output_tokens + block_size
+        share = turn.session.policy_state
+        if isinstance(share, Share):
+            tokens -= share.shared_tokens
+        out.append(float(-(-tokens // block_size)) if tokens > 0 else 0.0)
+    return out
 
 
 def _blocks(num_tokens: int, block_size: int) -> float:

@@ -11,6 +11,9 @@ from typing import Protocol, runtime_checkable
 
 from mars.core.model import Load, Session
 
+ROUNDING_S = 1.0e-6
+"""More than rounding moves a time; less than a step lasts."""
+
 
 class PrefillCost(Protocol):
     """Prices prefill; ``mars.core.cost.CostModel`` does."""
@@ -53,18 +56,27 @@ class PriceTable:
 
     STEP_TOKENS = 4096
     MAX_TOKENS = 4_194_304
+    MAX_PROMPTS = 1024
+    """So many prices of whole prompts are remembered: a session's is asked for in every step."""
 
     def __init__(self, cost: PrefillCost) -> None:
         self._cost = cost
         self._reload = cost if isinstance(cost, ReloadCost) else None
         self._at: dict[int, float] = {0: 0.0}
+        self._prompts: dict[int, float] = {}
 
     def prefill_s(self, num_tokens: int, context_tokens: int = 0) -> float:
         """Seconds to compute ``num_tokens`` after ``context_tokens`` present ones."""
         if num_tokens <= 0:
             return 0.0
-        start = max(0, context_tokens)
-        return self._until_s(start + num_tokens) - (self._until_s(start) if start else 0.0)
+        if context_tokens > 0:
+            return self._until_s(context_tokens + num_tokens) - self._until_s(context_tokens)
+        known = self._prompts.get(num_tokens)
+        if known is None:
+            if len(self._prompts) >= self.MAX_PROMPTS:
+                self._prompts.clear()
+            known = self._prompts[num_tokens] = self._until_s(num_tokens)
+        return known
 
     @property
     def has_tier(self) -> bool:

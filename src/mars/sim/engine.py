@@ -207,11 +207,11 @@ class Engine(EngineMemory):
         skipped: deque[Request] = deque()
         skipped_loading = self._passed
         while budget > 0 and len(running) < limit:
-            queue = self.loading or self.waiting
-            if not queue or (
-                queue is self.waiting and not self._may_start(queue[0], self.pool.num_free)
-            ):
-                break
+            queue = self.loading
+            if not queue:
+                queue = self._ranked()
+                if not queue or not self._may_start(queue[0], self.pool.num_free):
+                    break
             request = queue[0]
             if request.num_stale or not self._is_ready(request):
                 (skipped_loading if request.holds_blocks else skipped).append(queue.popleft())
@@ -341,6 +341,10 @@ class Engine(EngineMemory):
         size = self.shape.block_size
         known = anchor.reusable_blocks(request.path, request.num_tokens // size) if anchor else 0
         self.co.started(request.turn, num_cached_tokens, known * size, now)
+
+    def _ranked(self) -> deque[Request]:
+        """The waiting turns, as a step first looks at one of them."""
+        return self.waiting
 
     def _may_start(self, request: Request, free: int) -> bool:
         """Whether this waiting turn, the first, may be given some of these free blocks."""

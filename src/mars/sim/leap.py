@@ -81,6 +81,7 @@ def policy_stretch(
             for turn, _ in served:
                 turn.num_output_tokens += 1
         engine.co.served(served, now)
+        engine.tell_evictions(now)
         step_s = fixed_s + kv_tokens * slope_s
         now, end = (end, end + step_s) if is_async else (now + step_s, now + step_s)
         kv_tokens += batch
@@ -181,7 +182,7 @@ def _gated(engine: PolicyEngine) -> list[Turn] | None:
 
     None when some waiting turn could start: then every step needs the first of their order.
     """
-    if not engine.waiting:
+    if not engine.waiting or len(engine.running) >= engine.shape.max_num_seqs:
         return []
     if engine.may_hold:
         return None  # held KV may be reclaimed for a waiting turn that does not fit

@@ -8,6 +8,7 @@ same questions at the same moments; the agreement tests hold both to it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from mars.core.commands import obey
@@ -27,6 +28,7 @@ class PolicyEngine(Engine):
         self._held: dict[str, Table] = {}
         self._num_held_blocks = 0
         self._num_granted = 0
+        self._is_sorted = False
         self._refused: tuple[str, int] | None = None
         self._messages: list[dict[str, Any]] = []
         self._has_arrivals = False
@@ -68,6 +70,7 @@ class PolicyEngine(Engine):
 
     def tell_progress(self) -> None:
         """Bring what the policies see of the running turns up to date."""
+        self.co.progressed()
         for request in self.running:
             turn = request.turn
             turn.num_computed_tokens = request.num_computed
@@ -107,6 +110,10 @@ class PolicyEngine(Engine):
         first = min(self.waiting, key=lambda r: rank_key(r.turn, now))
         return not self._may_start(first, self.pool.num_free - num_blocks)
 
+    def tell_evictions(self, now: float) -> None:
+        """End a step of a stretch: say what was taken in it."""
+        self._evictions.tell(self._load, now)
+
     def _begin(self, now: float) -> list[tuple[str, str]]:
         """What expired by this step; asked once, also when a stretch ends in front of it."""
         if self._begun is None or self._begun[0] != now:
@@ -119,18 +126,29 @@ class PolicyEngine(Engine):
             self._release(session_id, reason)
         self._begun = None
         self._num_granted = 0
-        rank_key = self.co.rank_key
+        self._is_sorted = False
         self.tell_progress()
-        self.running.sort(key=lambda r: rank_key(r.turn, now))
+        self.running = self._ordered(self.running, now)
         for position, request in enumerate(self.running):
             request.position = position
 
-    def _start_waiting(self, chosen: list[tuple[Request, int]], budget: int) -> None:
-        # Sorted only where the order can matter; ranks are pure, so the moment is the same.
-        if budget > 0 and len(self.waiting) > 1:
-            rank_key, now = self.co.rank_key, self._now
-            self.waiting = deque(sorted(self.waiting, key=lambda r: rank_key(r.turn, now)))
-        super()._start_waiting(chosen, budget)
+    def _ranked(self) -> deque[Request]:
+        # Sorted only where the order can matter; what was evicted until now counts in it.
+        if not self._is_sorted:
+            self._is_sorted = True
+            self.waiting = deque(self._ordered(self.waiting, self._now))
+        return self.waiting
+
+    def _ordered(self, requests: Iterable[Request], now: float) -> list[Request]:
+        """As ``CoScheduler.rank_key`` has it, without a call for each."""
+        rank = self.co.policy.rank
+        keyed = [
+            (rank(turn, now), turn.arrival_time, request.request_id, request)
+            for request in requests
+            for turn in (request.turn,)
+        ]
+        keyed.sort()
+        return [entry[3] for entry in keyed]
 
     def _after_step(self, work: list[Work], now: float) -> None:
         served: list[tuple[Turn, int]] = []
@@ -149,9 +167,12 @@ class PolicyEngine(Engine):
         co = self.co
         return ValuePool(
             self.shape.num_usable_blocks,
-            value=lambda session_id: co.value(session_id, self._load, self._now),
-            evicted=lambda session_id, num, value: co.evicted(session_id, num, value, self._now),
+            value=lambda session_id: co.cached.value(session_id, self._load, self._now),
+            evicted=lambda session_id, num, value: co.cached.evicted(
+                session_id, num, value, self._now
+            ),
             clock=lambda: self._now,
+            revalued=co.cached.take_revalued,
         )
 
     def _may_start(self, request: Request, free: int) -> bool:
@@ -159,7 +180,7 @@ class PolicyEngine(Engine):
             if self._refused[0] == request.request_id and free <= self._refused[1]:
                 return False
             self._refused = None
-        return self.co.may_start(request.turn, (r.turn for r in self.running), free)
+        return self.co.may_start(request.turn, [r.turn for r in self.running], free)
 
     def _grant(self, request: Request, num_computed: int, num_tokens: int) -> int:
         if num_tokens <= 1:

@@ -3,28 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Collection
 
+from mars.core.worth import SHARED, WorthOrder
 from mars.sim.blocks import BlockPool, Extent, FreeQueue, Table
-
-SHARED: Final = "\0shared"
-"""Owner of blocks that more than one session used: given away last."""
 
 
 class ValuePool(BlockPool):
     """One free queue per owning session, emptied by ascending ``value(session_id)``.
 
-    Mirrors ``mars.engine.vllm.blocks.ValueOrderedBlocks``, its re-ranking interval included.
+    Mirrors ``mars.engine.vllm.blocks.ValueOrderedBlocks``.
 
     Args:
         num_blocks: usable blocks.
         value: what keeping a session's prefix is worth per block.
         evicted: receives (session id, blocks, value) of what was given away.
         clock: seconds.
+        revalued: sessions whose value changed since the last call; None: any may have.
     """
-
-    RERANK_S = 0.1
 
     def __init__(
         self,
@@ -32,14 +28,12 @@ class ValuePool(BlockPool):
         value: Callable[[str], float],
         evicted: Callable[[str, int, float], None],
         clock: Callable[[], float],
+        revalued: Callable[[], Collection[str] | None] | None = None,
     ) -> None:
         super().__init__(num_blocks)
-        self._value = value
         self._evicted = evicted
-        self._clock = clock
+        self._order = WorthOrder(value, clock, revalued)
         self._queues: dict[str, FreeQueue] = {}
-        self._order: list[tuple[float, str]] = []
-        self._ranked_at = float("-inf")
 
     def free(self, table: Table, owner: str = "", *, is_used: bool = True) -> None:
         """As the base; ``is_used``: by this owner just now, not merely held for it."""
@@ -56,7 +50,7 @@ class ValuePool(BlockPool):
         queue = self._queues.get(name)
         if queue is None:
             queue = self._queues[name] = FreeQueue()
-            self._ranked_at = float("-inf")
+            self._order.add(name)
         extent.owner = name
         queue.append(extent)
 
@@ -65,32 +59,18 @@ class ValuePool(BlockPool):
         queue.remove(extent)
         if not queue.num_blocks:
             del self._queues[extent.owner]
-            self._ranked_at = float("-inf")
+            self._order.drop(extent.owner)
 
     def _evict(self, num_blocks: int) -> None:
         left = num_blocks
         while left:
-            value, owner = self._least()
+            value, owner = self._order.least()
             queue = self._queues[owner]
             taken = min(left, queue.num_blocks)
             queue.evict(taken)
             if not queue.num_blocks:
                 del self._queues[owner]
-                self._order.pop()
+                self._order.emptied(owner)
             if owner != SHARED:
                 self._evicted(owner, taken, value)
             left -= taken
-
-    def _least(self) -> tuple[float, str]:
-        if not self._order or self._clock() - self._ranked_at >= self.RERANK_S:
-            self._rank()
-        return self._order[-1]
-
-    def _rank(self) -> None:
-        self._ranked_at = self._clock()
-        value = self._value
-        order = [
-            (float("inf") if owner == SHARED else value(owner), owner) for owner in self._queues
-        ]
-        order.sort(reverse=True)
-        self._order = order

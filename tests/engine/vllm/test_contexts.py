@@ -90,7 +90,7 @@ def test_a_reset_lets_go_of_held_kv_and_the_next_turn_makes_it_good_again(tmp_pa
     assert "a" not in co.held
     session = co.sessions["a"]
     assert (session.epoch, session.gives_kv, session.cached_tokens) == (1, True, 320)
-    assert co.value("a", co_load(bench), bench.now) == -1.0e18
+    assert co.cached.value("a", co_load(bench), bench.now) == -1.0e18
     bench.turn("a", 1, content="other")
     assert (session.gives_kv, session.cached_tokens) == (False, LENGTH)
     assert was_held

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from mars.core.model import Load, Session, Turn
 from mars.core.policy import BasePolicy, Rank, scheduling_policies
-from mars.core.retention import PrefillCost, idle_s, kept_blocks
+from mars.core.retention import ROUNDING_S, PrefillCost, idle_s, kept_blocks
 
 
 @scheduling_policies.register("infercept")
@@ -70,6 +70,14 @@ class InferCept(BasePolicy):
         is_swapped = self.cost.has_tier and session.session_id not in self._acting
         return not is_swapped and self.retention_value(session, load, now) > 0.0
 
+    def surely_holds(self, session: Session, load: Load) -> tuple[float, float]:
+        since, context = session.last_turn_finished_at, session.context_tokens
+        if since is None or context <= 0 or self.cost.has_tier:
+            return super().surely_holds(session, load)
+        whole_s, chunked_s = self._prices(context)
+        until = since + whole_s / 2.0 - chunked_s - ROUNDING_S
+        return (until, chunked_s * load.block_size / context)
+
     def on_submit(self, turn: Turn, now: float) -> None:
         self._acting.pop(turn.session.session_id, None)
 
@@ -86,13 +94,17 @@ class InferCept(BasePolicy):
     def _discard(self, session: Session, load: Load) -> float:
         """Waste (token-seconds) of computing the context again."""
         context = session.context_tokens
-        chunks = max(1, -(-context // self.chunk_tokens))
         others = 0
         if load.kv_blocks_total and load.kv_blocks_free is not None:
             used = load.kv_blocks_total - load.kv_blocks_free
             others = max(0, used * load.block_size - context)
-        whole_s = self.cost.prefill_s(context)
-        chunked_s = whole_s
-        if chunks > 1:
-            chunked_s = chunks * self.cost.prefill_s(-(-context // chunks))
+        whole_s, chunked_s = self._prices(context)
         return whole_s * context / 2.0 + chunked_s * others
+
+    def _prices(self, context: int) -> tuple[float, float]:
+        """Seconds to compute a context at once, and in chunks."""
+        whole_s = self.cost.prefill_s(context)
+        chunks = max(1, -(-context // self.chunk_tokens))
+        if chunks == 1:
+            return whole_s, whole_s
+        return whole_s, chunks * self.cost.prefill_s(-(-context // chunks))

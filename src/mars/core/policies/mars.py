@@ -10,7 +10,7 @@ from mars.core.hosttier import TierOrder, is_roomy
 from mars.core.model import Load, Session, Turn
 from mars.core.policy import BasePolicy, Rank, scheduling_policies
 from mars.core.residency import Residency, ResidencyRules, known_cached_tokens
-from mars.core.retention import PrefillCost, idle_s
+from mars.core.retention import PrefillCost
 
 _DECODE, _READY, _BLOCKED = 0.0, 1.0, 2.0
 _OPEN, _KEPT = 2.0e12, 1.0e12
@@ -18,8 +18,7 @@ _OPEN, _KEPT = 2.0e12, 1.0e12
 
 @scheduling_policies.register("mars")
 class Mars(BasePolicy):
-    """The KV pool belongs to the first sessions that fit in it together (``Residency``):
-    by arrival, short kinds before long ones.
+    """The KV pool is for the first sessions that fit together, short kinds first (``Residency``).
 
     Turns of other sessions wait, before they start, until it is theirs: what thrashes
     elsewhere is paused at a turn boundary here. ``rank = (decoding: 0, may start: 1,
@@ -31,8 +30,7 @@ class Mars(BasePolicy):
     first; then kept ones, the last in place first; then those whose turn waits. An idle session
     is kept while its recompute seconds outweigh what its memory would speed up.
 
-    Ours, built on 2604.26963; directions in DESIGN section 5. The constants are chosen by
-    simulation, see ``ResidencyRules``.
+    Ours, built on 2604.26963 (DESIGN section 5); the constants by simulation: ``ResidencyRules``.
 
     Where host memory is several times the pool nothing is lost by going without, and nobody is
     blocked: turns go by ``TierOrder``, what lies free on the GPU leaves by how long it is idle.
@@ -59,6 +57,7 @@ class Mars(BasePolicy):
         self.lead_s = lead_s
         self.tier = tier or TierOrder()
         self.residency = Residency(self.cost, rules)
+        self.take_revalued = self.residency.revalued.take
         self._is_roomy = False
 
     def on_step(self, turns: Iterable[Turn], load: Load, now: float) -> None:
@@ -70,9 +69,10 @@ class Mars(BasePolicy):
         return turn.request_id not in self.residency.blocked
 
     def rank(self, turn: Turn, now: float) -> Rank:
-        session = turn.session
+        session, num_tokens = turn.session, turn.num_prompt_tokens + turn.num_output_tokens
         if turn.is_running:
-            if not turn.is_prefill:
+            # As ``is_prefill`` has it; asked of every turn in every step.
+            if turn.num_output_tokens and num_tokens - turn.num_computed_tokens <= 1:
                 return (_DECODE, session.arrival_time)
             cached = turn.num_cached_tokens
         elif turn.request_id in self.residency.blocked:
@@ -80,7 +80,7 @@ class Mars(BasePolicy):
         else:
             cached = known_cached_tokens(turn)
         # A deadline moves only when what is cached does, and is asked for in every step.
-        work, known = (turn.num_tokens, cached), turn.policy_state
+        work, known = (num_tokens, cached), turn.policy_state
         if known is None or known[0] != work:
             turn.policy_state = known = (work, (_READY, self._deadline(turn, cached)))
         return known[1]
@@ -99,7 +99,7 @@ class Mars(BasePolicy):
             return _OPEN - self.residency.place(session)
         if session.session_id in self.residency.kept:
             return _KEPT - self.residency.place(session)
-        return -idle_s(session, now)
+        return session.last_turn_finished_at or session.arrival_time
 
     def on_submit(self, turn: Turn, now: float) -> None:
         if turn.session.policy_state is None:

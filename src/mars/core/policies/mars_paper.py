@@ -6,7 +6,7 @@ from __future__ import annotations
 from mars.core.levels import Levels
 from mars.core.model import Load, Session, Turn
 from mars.core.policy import BasePolicy, Rank, scheduling_policies
-from mars.core.retention import PrefillCost, idle_s, kept_blocks, pool_share
+from mars.core.retention import ROUNDING_S, PrefillCost, idle_s, kept_blocks, pool_share
 
 _DECODE = -1.0
 
@@ -44,6 +44,7 @@ class MarsPaper(BasePolicy):
     ) -> None:
         super().__init__(cost=cost)
         self.levels = Levels(ageing_s=ageing_s)
+        self._first_tokens = self.levels.bounds_tokens[0]
         self.retains = retains
 
     def level(self, turn: Turn, now: float) -> int:
@@ -53,18 +54,25 @@ class MarsPaper(BasePolicy):
         return self._effective(turn, now)
 
     def _effective(self, turn: Turn, now: float) -> int:
+        # Asked several times a step of every turn: without a call for each of its parts.
+        known = turn.num_computed_tokens if turn.is_running else turn.num_cached_tokens
+        remaining = turn.num_prompt_tokens + turn.num_output_tokens - known
+        feedback = turn.session.policy_state
+        if remaining <= self._first_tokens and not feedback:
+            return 0
         since = turn.last_service_time
         waited_s = now - (turn.arrival_time if since is None else since)
-        return self.levels.effective(_feedback(turn.session), turn.num_uncached_tokens, waited_s)
+        return self.levels.effective(_feedback(turn.session), remaining, waited_s)
 
     def rank(self, turn: Turn, now: float) -> Rank:
-        if not turn.is_prefill and turn.is_running:
-            return (_DECODE, 0.0, turn.arrival_time)
-        if turn.num_preemptions and not turn.is_running:
+        if turn.is_running:
+            if not turn.is_prefill:
+                return (_DECODE, 0.0, turn.arrival_time)
+        elif turn.num_preemptions:
             return (0.0, 0.0, turn.arrival_time)
         since = turn.last_service_time
         last = turn.arrival_time if since is None else since
-        return (float(self.level(turn, now)), 1.0 + max(0.0, last), turn.arrival_time)
+        return (float(self._effective(turn, now)), 1.0 + max(0.0, last), turn.arrival_time)
 
     def prefill_quantum(self, turn: Turn, now: float) -> int | None:
         if not turn.is_prefill:
@@ -87,6 +95,13 @@ class MarsPaper(BasePolicy):
         is_wanted = load.num_waiting is None or load.num_waiting > 0
         cost_s = idle_s(session, now) * pool_share(session, load) if is_wanted else 0.0
         return (saving_s - cost_s) / kept_blocks(session, load)
+
+    def surely_holds(self, session: Session, load: Load) -> tuple[float, float]:
+        since = session.last_turn_finished_at
+        if not self.retains or since is None:
+            return super().surely_holds(session, load)
+        saving_s = self.cost.prefill_s(session.cached_tokens)
+        return (since + saving_s / pool_share(session, load) - ROUNDING_S, 0.0)
 
     def holds_kv(self, session: Session, load: Load, now: float) -> bool:
         return self.retains and self.retention_value(session, load, now) > 0.0

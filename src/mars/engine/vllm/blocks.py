@@ -7,16 +7,14 @@ block an admission; only *which* of them is given away first changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from math import inf
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
+from mars.core.worth import SHARED, WorthOrder
+
 Value = Callable[[str], float]
 Evicted = Callable[[str, int, float], None]
-
-SHARED = "\0shared"
-"""Owner of blocks that more than one session used: given away last."""
 
 
 class ValueOrderedBlocks:
@@ -24,12 +22,10 @@ class ValueOrderedBlocks:
 
     Blocks without cached content go first, in vLLM's own order. Cached blocks lie in one
     list per owning session, in the order in which vLLM freed them (the tail of a prompt
-    before its head), and the lists are emptied by ascending ``value(session_id)``.
-    Prefixes that several sessions used go last. O(1) per block, plus one sort of the
-    idle sessions at most every ``RERANK_S`` seconds in which something must be evicted.
+    before its head), and the lists are emptied by ascending ``value(session_id)``, as
+    :class:`WorthOrder` has them. Prefixes that several sessions used go last. O(1) per block,
+    O(log n) per session whose list begins, ends or changes its worth.
     """
-
-    RERANK_S = 0.1
 
     def __init__(
         self,
@@ -37,16 +33,14 @@ class ValueOrderedBlocks:
         value: Value,
         evicted: Evicted,
         clock: Callable[[], float],
+        revalued: Callable[[], Collection[str] | None] | None = None,
     ) -> None:
         self._plain = stock
-        self._value = value
         self._evicted = evicted
-        self._clock = clock
+        self._order = WorthOrder(value, clock, revalued)
         self._by_owner: dict[str, FreeKVCacheBlockQueue] = {}
         self._list_of: dict[int, str] = {}
         self._last_user: dict[int, str] = {}
-        self._order: list[tuple[float, str]] = []
-        self._ranked_at = float("-inf")
         self.num_free_blocks = stock.num_free_blocks
         self.freeing: str | None = None
         """The session whose blocks are being freed right now."""
@@ -64,16 +58,16 @@ class ValueOrderedBlocks:
         self.num_free_blocks -= n
         blocks = self._plain.popleft_n(min(n, self._plain.num_free_blocks))
         while len(blocks) < n:
-            value, owner = self._least()
+            value, owner = self._order.least()
             queue = self._by_owner[owner]
             taken = queue.popleft_n(min(n - len(blocks), queue.num_free_blocks))
             if queue.num_free_blocks == 0:
                 del self._by_owner[owner]
-                self._order.pop()
+                self._order.emptied(owner)
             for block in taken:
                 del self._list_of[block.block_id]
                 self._last_user.pop(block.block_id, None)
-            if owner is not SHARED:
+            if owner != SHARED:
                 self._evicted(owner, len(taken), value)
             blocks += taken
         return blocks
@@ -89,7 +83,7 @@ class ValueOrderedBlocks:
         queue.remove(block)
         if queue.num_free_blocks == 0:
             del self._by_owner[owner]
-            self._ranked_at = float("-inf")
+            self._order.drop(owner)
 
     def append(self, block: KVCacheBlock) -> None:
         """One cached block is free."""
@@ -102,20 +96,29 @@ class ValueOrderedBlocks:
         user; blocks that nobody is known to have used go first.
         """
         self.num_free_blocks += len(blocks)
-        freeing = self.freeing
-        for block in blocks:
-            name = user = self._last_user.get(block.block_id, freeing)
-            if name is None:
-                self._plain.append(block)
-                continue
-            if freeing is not None and user != freeing:
-                name = SHARED
-            queue = self._by_owner.get(name)
-            if queue is None:
-                queue = self._by_owner[name] = FreeKVCacheBlockQueue([])
-                self._ranked_at = float("-inf")
-            self._list_of[block.block_id] = name
-            queue.append(block)
+        freeing, last = self.freeing, self._last_user
+        names = [last.get(block.block_id, freeing) for block in blocks]
+        if freeing is not None:
+            names = [freeing if name == freeing else SHARED for name in names]
+        # Runs of one owner: a turn's own blocks, and what it shares with others.
+        start, num = 0, len(blocks)
+        while start < num:
+            name, end = names[start], start + 1
+            while end < num and names[end] == name:
+                end += 1
+            self._append_run(name, blocks[start:end])
+            start = end
+
+    def _append_run(self, name: str | None, blocks: list[KVCacheBlock]) -> None:
+        if name is None:
+            self._plain.append_n(blocks)
+            return
+        queue = self._by_owner.get(name)
+        if queue is None:
+            queue = self._by_owner[name] = FreeKVCacheBlockQueue([])
+            self._order.add(name)
+        self._list_of.update(dict.fromkeys([block.block_id for block in blocks], name))
+        queue.append_n(blocks)
 
     def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
         """Blocks without content: used before all others."""
@@ -127,7 +130,7 @@ class ValueOrderedBlocks:
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
         """All free blocks in eviction order, as it is now; looking changes nothing."""
         blocks = self._plain.get_all_free_blocks()
-        for _, owner in reversed(self._ranked()):
+        for owner in self._order.as_it_is():
             blocks += self._by_owner[owner].get_all_free_blocks()
         return blocks
 
@@ -140,9 +143,7 @@ class ValueOrderedBlocks:
         owner = None if cursor is None else self._list_of.get(cursor.block_id)
         if owner is None:
             yield from _behind(self._plain, cursor)
-        if self._is_unranked():
-            self._rank()
-        order = [name for _, name in reversed(self._order)]
+        order = self._order.owners()
         if owner is not None:
             yield from _behind(self._by_owner[owner], cursor)
             order = order[order.index(owner) + 1 :]
@@ -153,12 +154,12 @@ class ValueOrderedBlocks:
     def use(self, session_id: str, blocks: Iterable[KVCacheBlock]) -> None:
         """Note who used these blocks last; two different users make a block shared."""
         last = self._last_user
-        for block in blocks:
-            before = last.get(block.block_id)
-            if before is None:
-                last[block.block_id] = session_id
-            elif before != session_id:
-                last[block.block_id] = SHARED
+        ids = [block.block_id for block in blocks]
+        if set(map(last.get, ids)) <= {None, session_id}:
+            last.update(dict.fromkeys(ids, session_id))
+            return
+        for block_id in ids:
+            last[block_id] = session_id if last.get(block_id, session_id) == session_id else SHARED
 
     def forget(self) -> None:
         """The prefix cache was reset: free blocks have no content and no owner any more."""
@@ -189,24 +190,6 @@ class ValueOrderedBlocks:
         """Free cached blocks of one session."""
         queue = self._by_owner.get(session_id)
         return queue.num_free_blocks if queue else 0
-
-    def _least(self) -> tuple[float, str]:
-        if self._is_unranked():
-            self._rank()
-        return self._order[-1]
-
-    def _is_unranked(self) -> bool:
-        return not self._order or self._clock() - self._ranked_at >= self.RERANK_S
-
-    def _rank(self) -> None:
-        self._ranked_at = self._clock()
-        self._order = self._ranked()
-
-    def _ranked(self) -> list[tuple[float, str]]:
-        value = self._value
-        order = [(inf if owner is SHARED else value(owner), owner) for owner in self._by_owner]
-        order.sort(reverse=True)
-        return order
 
 
 def _behind(queue: FreeKVCacheBlockQueue, cursor: KVCacheBlock | None) -> Iterator[KVCacheBlock]:

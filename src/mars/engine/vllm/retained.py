@@ -11,10 +11,33 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request
 
 
-def cached_blocks(kv_cache_manager: KVCacheManager, request: Request) -> list[KVCacheBlock]:
-    """Full blocks of a request that a later turn can hit, first to last."""
-    groups = kv_cache_manager.get_blocks(request.request_id).blocks
-    return [b for group in groups for b in group if not b.is_null and b.block_hash is not None]
+class CachedBlocks:
+    """Full blocks of a request that a later turn can hit, first to last.
+
+    A request that finishes is looked at when its turn ends and when its blocks are freed,
+    which are the same: they are listed once.
+    """
+
+    def __init__(self, kv_cache_manager: KVCacheManager) -> None:
+        self._manager = kv_cache_manager
+        self._seen: tuple[str, list[KVCacheBlock]] | None = None
+
+    def look(self, request: Request) -> list[KVCacheBlock]:
+        """Of a request that finishes."""
+        groups = self._manager.get_blocks(request.request_id).blocks
+        blocks = [
+            b for group in groups for b in group if not b.is_null and b.block_hash is not None
+        ]
+        self._seen = (request.request_id, blocks)
+        return blocks
+
+    def take(self, request: Request) -> list[KVCacheBlock]:
+        """Of a request whose blocks are freed now."""
+        seen = self._seen
+        if seen is None or seen[0] != request.request_id:
+            seen = (request.request_id, self.look(request))
+        self._seen = None
+        return seen[1]
 
 
 class RetainedBlocks:

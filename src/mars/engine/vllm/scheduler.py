@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, cast
 
 from vllm.logger import init_logger
@@ -31,9 +32,10 @@ from mars.engine.vllm.evictions import EvictionWatch
 from mars.engine.vllm.host import host_facts, loaded_tokens
 from mars.engine.vllm.integrity import check_integrity
 from mars.engine.vllm.link import EngineLink, rank_of
+from mars.engine.vllm.order import ServiceOrder
 from mars.engine.vllm.prefix import PrefixAnchor
 from mars.engine.vllm.queue import RankedQueue
-from mars.engine.vllm.retained import RetainedBlocks, cached_blocks
+from mars.engine.vllm.retained import CachedBlocks, RetainedBlocks
 from mars.engine.vllm.sampler import EngineSampler
 from mars.engine.vllm.settings import make_policy, retention_limits
 
@@ -75,17 +77,21 @@ class MarsScheduler(AsyncScheduler):
         )
         self._sampler = EngineSampler(config.sample_interval_s)
         self._retained = RetainedBlocks(pool)
+        self._cached = CachedBlocks(self.kv_cache_manager)
         self._values: ValueOrderedBlocks | None = None
         self._follows = not policy.keeps_engine_order
         self._caps_prefill = self._follows and self._can.caps_prefill
         self._now = self.clock()
         self._load = self._current_load(self._now)
         self._num_granted = 0
+        self._order = ServiceOrder(self._co)
         self._check_every = config.check_integrity_every
         self._num_calls = 0
         self._refused: tuple[str, int] | None = None
         self._awaiting_first: dict[str, Request] = {}
         self._input_ended: str | None = None
+        if not self.scheduler_config.async_scheduling:
+            self._wait_for_tokens()
         self._stock_allocate = self.kv_cache_manager.allocate_slots
         if self._follows:
             self._take_over()
@@ -96,18 +102,27 @@ class MarsScheduler(AsyncScheduler):
         self._sample(self._now)
         logger.info("MARS policy %r on %d KV blocks", config.policy, self._co.num_blocks)
 
+    def _wait_for_tokens(self) -> None:
+        # Without async scheduling vLLM waits for a token before it schedules the next, which
+        # shows once pipeline stages put two steps in flight: no placeholders then.
+        for name in ("_update_after_schedule", "_update_request_with_output"):
+            setattr(self, name, MethodType(getattr(Scheduler, name), self))
+
     def _take_over(self) -> None:
         self.policy = VllmPolicy.PRIORITY
-        self.waiting = RankedQueue(self._may_start)
+        self.waiting = RankedQueue(
+            self._has_seat, lambda r: self._order.sorted(r, self._now), self._may_start
+        )
         self.kv_cache_manager.allocate_slots = self._allocate
         if self._co.policy.evicts_by_value and self._can.holds_kv:
             self._values = ValueOrderedBlocks(
                 self._pool.free_block_queue,
-                value=lambda session_id: self._co.value(session_id, self._load, self._now),
-                evicted=lambda session_id, n, value: self._co.evicted(
+                value=lambda session_id: self._co.cached.value(session_id, self._load, self._now),
+                evicted=lambda session_id, n, value: self._co.cached.evicted(
                     session_id, n, value, self._now
                 ),
                 clock=lambda: self._now,
+                revalued=self._co.cached.take_revalued,
             )
             cast(Any, self._pool).free_block_queue = self._values
 
@@ -130,20 +145,8 @@ class MarsScheduler(AsyncScheduler):
 
     def _before_step(self, now: float) -> None:
         self._num_granted = 0
-        known = self._co.turns
-        turns: list[Turn] = []
-        for request in self.running:
-            turn = known[request.request_id]
-            turn.num_computed_tokens = request.num_computed_tokens
-            turn.num_output_tokens = request.num_output_tokens
-            turns.append(turn)
-        requests, order = self.requests, self._co.order
-        self.running[:] = [requests[turn.request_id] for turn in order(turns, now)]
-        for position, request in enumerate(self.running):
-            request.priority = position
-        if len(self.waiting) > 1:
-            turns = order([known[request.request_id] for request in self.waiting], now)
-            self.waiting.reorder([requests[turn.request_id] for turn in turns])
+        self._order.sort_running(self.running, now)
+        self.waiting.begin_step()
 
     def _after_step(self, output: SchedulerOutput, now: float) -> None:
         turns = self._co.turns
@@ -164,16 +167,6 @@ class MarsScheduler(AsyncScheduler):
             self._awaiting_first[request.request_id] = request
         if turn.session.session_id in self._retained:
             self._release(turn.session.session_id, "returned")
-
-    # Without async scheduling vLLM waits for a token before it schedules the next, which
-    # shows once pipeline stages put two steps in flight: no placeholders then.
-    def _update_after_schedule(self, *args: Any, **kwargs: Any) -> None:
-        kind = AsyncScheduler if self.scheduler_config.async_scheduling else Scheduler
-        kind._update_after_schedule(self, *args, **kwargs)  # noqa: SLF001 -- a subclass
-
-    def _update_request_with_output(self, *args: Any, **kwargs: Any) -> Any:
-        kind = AsyncScheduler if self.scheduler_config.async_scheduling else Scheduler
-        return kind._update_request_with_output(self, *args, **kwargs)  # noqa: SLF001
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         now = self._now = self.clock()
@@ -248,7 +241,7 @@ class MarsScheduler(AsyncScheduler):
             self._first_token(request.request_id, now)
         self._awaiting_first.pop(request.request_id, None)
         turn.num_output_tokens = request.num_output_tokens
-        blocks = cached_blocks(self.kv_cache_manager, request) if self._can.holds_kv else []
+        blocks = self._cached.look(request) if self._can.holds_kv else []
         if turn.first_scheduled_at is not None:
             turn.session.engine_state = PrefixAnchor.of(request.block_hashes)
         # vLLM ends a stream of inputs that waits for the next one by aborting it.
@@ -268,10 +261,10 @@ class MarsScheduler(AsyncScheduler):
         owner = request.session_id or request.request_id
         if values is None:
             if self._watch is not None:
-                self._watch.use(owner, cached_blocks(self.kv_cache_manager, request))
+                self._watch.use(owner, self._cached.take(request))
             super()._free_request_blocks(request)
             return
-        values.use(owner, cached_blocks(self.kv_cache_manager, request))
+        values.use(owner, self._cached.take(request))
         values.freeing = owner
         super()._free_request_blocks(request)
         values.freeing = None
@@ -282,7 +275,7 @@ class MarsScheduler(AsyncScheduler):
         is_reset = super().reset_prefix_cache(*args, **kwargs)
         if is_reset:
             self._refused = None
-            self._co.forget_cached()
+            self._co.cached.forget()
             if self._values is not None:
                 self._values.forget()
         return is_reset
@@ -292,6 +285,11 @@ class MarsScheduler(AsyncScheduler):
         self._link.close()
 
     # --- memory ------------------------------------------------------------------------
+    def _has_seat(self) -> bool:
+        # Newer vLLM lets more be active than may run in one step.
+        limit = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
+        return len(self.running) < limit
+
     def _may_start(self, request: Request) -> bool:
         if lacks_grammar(request):
             return True
@@ -305,14 +303,16 @@ class MarsScheduler(AsyncScheduler):
                 return False
             self._refused = None
         turn = self._co.turns[request.request_id]
-        running = (self._co.turns[r.request_id] for r in self.running)
-        return self._co.may_start(turn, running, free)
+        return self._co.may_start(turn, self._order.turns_of(self.running), free)
 
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
         granted = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        if not self._caps(request, granted):
+        # A decode with its drafts is one piece; vLLM asserts on that. Where a picture's
+        # tokens may be cut is for vLLM to say, and it has been asked before us.
+        is_decode = granted <= 1 + self.num_spec_tokens
+        if is_decode or not self._caps_prefill or request.mm_features:
             self._num_granted += 1
             return granted
         turn = self._co.turns[request.request_id]
@@ -323,12 +323,6 @@ class MarsScheduler(AsyncScheduler):
             granted = self._fit(turn, request, num_computed_tokens, granted)
         self._num_granted += granted > 0
         return granted
-
-    def _caps(self, request: Request, num_tokens: int) -> bool:
-        # A decode with its drafts is one piece; vLLM asserts on that. Where a picture's
-        # tokens may be cut is for vLLM to say, and it has been asked before us.
-        is_decode = num_tokens <= 1 + self.num_spec_tokens
-        return not is_decode and self._caps_prefill and not request.mm_features
 
     def _fit(self, turn: Turn, request: Request, num_computed_tokens: int, wanted: int) -> int:
         """Cut a running prefill chunk to free memory; 0: wait for the better-ranked.
