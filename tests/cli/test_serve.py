@@ -139,6 +139,10 @@ def test_a_taken_port_is_refused_before_the_engine_starts(mars: Run):
         (("model", "--kv-tokens", "64"), "--kv-tokens and --time-scale are for an emulated"),
         (("--port", "0"), "MODEL is missing"),
         (("model", "--port", "0", "--", "--host", "0.0.0.0"), "--host after `--`"),
+        (
+            ("--set", "telemetry.engine_ranks=3", "model", "--", "-dp", "2"),
+            "telemetry.engine_ranks is 3, but vLLM is to start 2",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(

@@ -9,10 +9,10 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from cyclopts import App, Parameter
@@ -22,6 +22,7 @@ from mars.cli.engine_process import EngineProcess
 from mars.cli.errors import CliError
 from mars.cli.front import run_gateway, stop_on_signals
 from mars.cli.ports import free_port, require_free
+from mars.cli.ranks import engine_ranks
 from mars.cli.settings import NO_SETTINGS, SettingsFlags
 from mars.config import MarsConfig, check_policies
 from mars.gateway import listen
@@ -113,7 +114,8 @@ def serve(
         "engine.time_scale": time_scale,
         "telemetry.events_path": events and str(events),
     }
-    config = settings.read(flags)
+    read = partial(_read, settings, flags, vllm_flags)
+    config = read()
     _check(config, engine_port, is_misplaced=emulate is None and bool(kv_tokens or time_scale))
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(contextlib.closing(listen(config.gateway)))
@@ -136,12 +138,20 @@ def serve(
         beside = cores_beside(config.tools)  # the engine keeps off the tools' cores
         engine = _prepared(request, config.gateway.engine_url, engine_log, beside)
         asyncio.run(
-            serve_until_stopped(
-                engine, config, listener, engine_timeout_s, lambda: wire(settings.read(flags))
-            )
+            serve_until_stopped(engine, config, listener, engine_timeout_s, lambda: wire(read()))
         )
     # Kept after a failure, which leaves by an exception: the engine's log is in it.
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _read(
+    settings: SettingsFlags, flags: Mapping[str, Any], vllm_flags: Sequence[str]
+) -> MarsConfig:
+    """All settings; how many ranks publish is what vLLM is told to start."""
+    config = settings.read(flags)
+    ranks = engine_ranks(vllm_flags, config.telemetry.engine_ranks)
+    telemetry = msgspec.structs.replace(config.telemetry, engine_ranks=ranks)
+    return msgspec.structs.replace(config, telemetry=telemetry)
 
 
 def _check(config: MarsConfig, engine_port: int, *, is_misplaced: bool) -> None:
