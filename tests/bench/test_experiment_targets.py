@@ -71,3 +71,38 @@ def test_disguised_tools_take_what_they_took():
     assert [d for _, d in missing] == [d for _, d in shuffled] == [d for _, d in recorded]
     assert sorted(n for n, _ in shuffled) == sorted(n for n, _ in recorded)
     assert [n for n, _ in shuffled] != [n for n, _ in recorded]
+
+
+TIER = AIMED.replace(
+    "[[contenders]]",
+    """[[machines]]
+label = "tier"
+profile = "h100-qwen3-coder-30b"
+cpus = 2
+kv_tokens = 20000
+host_kv_tokens = 400000
+
+[[contenders]]""",
+    1,
+)
+
+
+def test_host_memory_is_held_against_the_same_machine_without(tmp_path: Path):
+    experiment = load(TIER, tmp_path)
+    plain = [p for p in measured(experiment, CURVE) if p.machine == "small"]
+    faster = {0.01: (1.0, 1.0, 1.0, 1.02), 0.5: (4.0, 3.0, 3.5, 2.0)}
+    tier = [p for p in measured(experiment, faster) if p.machine == "small"]
+    for point in tier:
+        point.machine = "tier"
+    found = {(t.text, t.place): t for t in targets(experiment, [*plain, *tier])}
+    busy = "tier, 0.5/s"
+    within = found["mean >= 1.2x better than the strongest baseline with host memory", busy]
+    assert within.measured.startswith("1.500")
+    beyond = found["mean >= 2x better than the strongest baseline without host memory", busy]
+    assert beyond.measured.startswith("3.000")
+    assert within.is_met
+    assert beyond.is_met
+    own = "mean no slower than without host memory, within 1%"
+    assert found[own, busy].is_met
+    assert not found[own, "tier, 0.01/s"].is_met, "1.02 against 1.005"
+    assert not any("host memory" in text for text, place in found if place.startswith("small"))

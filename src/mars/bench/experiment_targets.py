@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from mars.bench.experiment_knee import knee_point, slowdown, strongest
-from mars.bench.experiment_plan import Experiment
+from mars.bench.experiment_plan import Box, Experiment
 from mars.bench.experiment_table import KNEE_SLOWDOWN, Entry, Point, ratio
 from mars.bench.stats import Interval
 
@@ -32,6 +34,9 @@ UNIQUE_MEAN = 2.0
 """128 unique sessions: half of FCFS's mean completion time."""
 CLOSED = 0.5
 """Of the gap between the strongest baseline and the lower bound."""
+TIER = (1.2, 2.0)
+"""On the mean beyond low load, against the strongest baseline with and without host memory."""
+TIER_HITS = 0.95
 MISLED = 0.05
 """Most that missing or wrong tool names may cost."""
 
@@ -65,7 +70,7 @@ def targets(experiment: Experiment, found: Sequence[Point]) -> list[Target]:
         here = [p for p in found if p.machine == box.label]
         if here:
             out += _machine_targets(experiment, here)
-    return out
+    return [*out, *_tier(experiment, found)]
 
 
 def closed_share(point: Point, experiment: Experiment) -> float | None:
@@ -206,6 +211,51 @@ def _misled(experiment: Experiment, here: Sequence[Point]) -> Iterator[Target]:
                     ratios.append((times, f"{contender.label} at {point.rate_per_s:g}/s"))
         text = f"{contender.tool_names} tool names cost <= {MISLED:.0%} of the mean"
         yield _least_of(text, here[0].machine, ratios, 1.0 / (1.0 + MISLED))
+
+
+def _tier(experiment: Experiment, found: Sequence[Point]) -> Iterator[Target]:
+    """What host memory is worth, on machines that differ in nothing else."""
+    for box in experiment.machines:
+        plain = next((b for b in experiment.machines if _is_without(b, box)), None)
+        if plain is None:
+            continue
+        for point in (p for p in found if p.machine == box.label):
+            other = next((p for p in found if _is_beside(p, point, plain.label)), None)
+            if other is not None:
+                yield from _tier_point(experiment, point, other)
+
+
+def _tier_point(experiment: Experiment, point: Point, plain: Point) -> Iterator[Target]:
+    base, ours = _pair(point, experiment)
+    plain_base, plain_ours = _pair(plain, experiment)
+    if ours is None:
+        return
+    beaten: list[tuple[str, Entry | None, float]] = [
+        (f"mean no slower than without host memory, within {LOW_LOAD:.0%}", plain_ours, 0.99)
+    ]
+    if not point.is_low:
+        text = "mean >= {:g}x better than the strongest baseline {} host memory"
+        beaten.append((text.format(TIER[0], "with"), base, TIER[0]))
+        beaten.append((text.format(TIER[1], "without"), plain_base, TIER[1]))
+    for text, other, goal in beaten:
+        times = None if other is None else ratio(ours, other, "sct_mean_s")
+        yield _least(
+            text, _place(point), [] if times is None or other is None else [(times, other)], goal
+        )
+    hits = ours.mean("prefix_hit_rate")
+    if hits is not None:
+        text = f"at least {TIER_HITS:.0%} of the prompt tokens found on the GPU or in host memory"
+        yield Target(text, _place(point), f"{hits:.1%}", hits >= TIER_HITS)
+
+
+def _is_without(plain: Box, box: Box) -> bool:
+    """Whether the first machine is the second without its host memory."""
+    same = replace(box, label=plain.label, host_kv_tokens=plain.host_kv_tokens)
+    return bool(box.host_kv_tokens) and not plain.host_kv_tokens and same == plain
+
+
+def _is_beside(point: Point, other: Point, machine: str) -> bool:
+    return point.machine == machine and point.rate_per_s == other.rate_per_s
 
 
 def _closed(experiment: Experiment, point: Point, where: str) -> Target:
