@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import random
+
 from mars.core.admissions.mars import Mars as MarsAdmission
 from mars.core.admissions.mori import Mori
 from mars.core.copies import HostLink, HostMemory
@@ -131,3 +133,16 @@ def test_mori_resumes_the_busiest_that_waits_and_fits() -> None:
     assert policy.admit([new, paused, tooling], active, load(6.0), 6.0) == ["p"]
     policy.on_end(active.sessions["a"], 7.0)
     assert not policy._steps
+
+
+def test_mars_lets_nobody_pass_who_came_much_later() -> None:
+    """3,600 s + 0.03 s x the prompt's tokens (docs/policies.md)."""
+    policy, rng = Mars(cost=COST), random.Random(3)
+    policy.on_step([], load(), 0.0)
+    for _ in range(500):
+        first = turn(session("a", rng.uniform(0.0, 9e3)), rng.randrange(1, 130_000))
+        first.turn_index = rng.randrange(200)
+        bound_s = 3600.0 + 0.03 * first.num_prompt_tokens
+        came = first.session.arrival_time + bound_s * rng.uniform(1.001, 1.1)
+        later = turn(session("b", came), rng.randrange(1, 130_000), rng.randrange(200))
+        assert policy.rank(first, came) < policy.rank(later, came)
