@@ -86,13 +86,16 @@ ALPHAS = Drawing(
 
 
 def draw_alphas(chosen: Sequence[Point], ours: str | None = None) -> Figure:
-    """Goodput at each bar of everyone at each of the given points, a panel per point."""
+    """Goodput at each bar of everyone at each of the given points: panels, two in a row."""
     contenders = list(dict.fromkeys(e.contender for p in chosen for e in p.entries))
-    rows = max(len(p.shown) for p in chosen)
+    bars = max(len(p.shown) for p in chosen)
+    rows, columns = -(-len(chosen) // 2), min(2, len(chosen))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH_INCHES, 0.26 * rows + 1.0), layout="constrained")
-        grid = figure.subplots(1, len(chosen), squeeze=False)
-        for axis, point in zip(grid[0], chosen, strict=True):
+        figure = Figure(figsize=(WIDTH_INCHES, rows * (0.26 * bars + 1.0)), layout="constrained")
+        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axis in grid[len(chosen) :]:
+            axis.remove()
+        for axis, point in zip(grid, chosen, strict=False):
             axis.set_title(f"{point.machine}, {point.rate_per_s:g}/s")
             _alpha_bars(axis, point, contenders, ours)
     return figure
