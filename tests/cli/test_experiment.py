@@ -56,7 +56,7 @@ def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(background: Start, tmp_p
     assert "The same command goes on from here." in running.err.read_text()
     assert "Traceback" not in running.err.read_text()
     assert len(workers) >= 2
-    assert all(is_gone(worker) for worker in workers)
+    wait_until(lambda: all(is_gone(worker) for worker in workers))
     lines = cells.read_bytes().splitlines()
     assert len(lines) >= 2
     assert all(json.loads(line)["summary"] for line in lines)

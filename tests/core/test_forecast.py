@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mars.core.forecast import GrowthForecast, Projection, TurnsAhead
-from mars.core.model import ActiveSet, HeldSession, Load, Session
+from mars.core.model import ActiveSet, Activity, HeldSession, Load, Session
 
 
 @given(st.lists(st.integers(-5_000, 500_000), min_size=1, max_size=200))
@@ -93,3 +93,12 @@ def test_a_compaction_ends_one_growth_and_starts_another() -> None:
     projection.watched(active)
     projection.ended(session)
     assert projection.growth.mean_tokens == 4_000
+
+
+def test_who_is_away_for_long_counts_less_and_less():
+    known = Projection()
+    session = Session("s", arrival_time=0.0, context_tokens=30_000)
+    session.activity, session.last_turn_finished_at = Activity.ACTING, 0.0
+    active = ActiveSet({"s": session})
+    needs = [known.working_set_tokens(active, t, idle_weight=0.5) for t in (5, 30, 120, 1200)]
+    assert needs == [30_000, 15_000, 7_500, 750]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mars.core.model import ActiveSet, Activity, HeldSession, Load, Session
-from mars.core.sharing import SharedPrefixes
 
 RETURNS_S = 60.0
 """Most tools take less; the longer a session is away beyond it, the less it counts."""
@@ -60,7 +59,6 @@ class Growing:
     epoch: int
     first_tokens: int
     seen_tokens: int = 0
-    has_started: bool = False
 
 
 class Projection:
@@ -76,7 +74,6 @@ class Projection:
         self.pool_tokens = 0
         self.host_tokens = 0
         """What host memory takes besides; 0: there is none, as far as known."""
-        self.shared = SharedPrefixes()
         self._growing: dict[str, Growing] = {}
 
     def saw(self, load: Load) -> int:
@@ -101,10 +98,6 @@ class Projection:
                     self.growth.finished(known.seen_tokens - known.first_tokens)
                 known = Growing(session.epoch, session.context_tokens)
                 self._growing[session_id] = known
-            if session.shared_tokens is not None and not known.has_started:
-                known.has_started = True
-                if session.epoch == 0:
-                    self.shared.started(known.first_tokens, session.shared_tokens)
             known.seen_tokens = session.context_tokens
             self.growth.watched(session.context_tokens - known.first_tokens)
         if len(self._growing) > 2 * len(active) + 64:
@@ -123,35 +116,21 @@ class Projection:
             return session.context_tokens
         return max(session.context_tokens, known.first_tokens)
 
-    def own_tokens(self, session: Session) -> int:
-        """Of these, what it does not share with others."""
-        present, shared = self.present_tokens(session), session.shared_tokens
-        if shared is None:
-            shared = self.shared.expected_tokens(present)
-        return max(0, present - shared)
-
     def held_tokens(self, held: HeldSession) -> float:
-        """What admitting a session takes: its first prompt, less what is shared, and growth."""
-        first, shared = held.num_prompt_tokens, held.session.shared_tokens
-        if shared is None:
-            shared = self.shared.expected_tokens(first)
-        return max(0, first - shared) + self.growth.ahead_tokens()
-
-    def common_tokens(self, active: ActiveSet) -> int:
-        """The longest prefix that active sessions share, which is there once."""
-        return max((s.shared_tokens or 0 for s in active.sessions.values()), default=0)
+        """What admitting a session takes: its first prompt, and growth."""
+        return held.num_prompt_tokens + self.growth.ahead_tokens()
 
     def working_set_tokens(
         self, active: ActiveSet, now: float, *, idle_weight: float = 1.0, idle_s: float = 10.0
     ) -> float:
-        """Sum of :meth:`needs`, and what is shared once."""
+        """Sum of :meth:`needs`."""
         needs = self.needs(active, now, idle_weight=idle_weight, idle_s=idle_s)
-        return self.common_tokens(active) + sum(tokens for _, tokens in needs)
+        return sum(tokens for _, tokens in needs)
 
     def needs(
         self, active: ActiveSet, now: float, *, idle_weight: float = 1.0, idle_s: float = 10.0
     ) -> Iterator[tuple[Session, float]]:
-        """Projected need of each active session (tokens): its own context and growth ahead.
+        """Projected need of each active session (tokens): context plus the growth ahead.
 
         Sessions that wait for a tool or a human for longer than ``idle_s`` count
         ``idle_weight`` (0..1), and less with time: some never come back, and nobody says so.
@@ -161,7 +140,7 @@ class Projection:
             since = session.last_turn_finished_at
             is_acting = session.activity is Activity.ACTING and since is not None
             is_idle = is_acting and now - (since or 0.0) > idle_s
-            tokens = self.own_tokens(session) + ahead
+            tokens = self.present_tokens(session) + ahead
             if is_idle:
                 tokens *= idle_weight * min(1.0, RETURNS_S / (now - (since or 0.0)))
             yield session, tokens

@@ -61,8 +61,6 @@ class Session:
     """Prompt plus output of the last finished turn: the KV a warm return would find."""
     cached_tokens: int = 0
     """Tokens of ``context_tokens`` whose KV is believed present (retained or cached)."""
-    shared_tokens: int | None = None
-    """Hit of its first turn: a prefix that others hold as well; None before that started."""
     host_tokens: int = 0
     """Of ``context_tokens``, what host memory was offered, where there is one: the prompt's
     blocks, the reply's come with the next prompt. It may have evicted some since."""

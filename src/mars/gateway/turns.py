@@ -184,9 +184,7 @@ class Turns:
         session = self.admission.active.sessions.get(event.session_id)
         if session is None:
             return
-        if isinstance(event, ev.TurnStarted):
-            _first_hit(session, event)
-        elif isinstance(event, ev.TurnSubmitted):
+        if isinstance(event, ev.TurnSubmitted):
             self._lives[event.request_id] = session.generation
             if len(self._lives) > GENERATIONS_KEPT:
                 self._lives.popitem(last=False)
@@ -210,9 +208,3 @@ class Turns:
         return ToolCall(
             call.tool_call_id, session.session_id, call.tool_name, call.queued_at, call.started_at
         )
-
-
-def _first_hit(session: Session, event: ev.TurnStarted) -> None:
-    """What a session finds before it has anything of its own, others hold as well."""
-    if event.turn_index == 0 and session.generation == 0:
-        session.shared_tokens = event.num_cached_tokens

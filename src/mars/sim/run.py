@@ -14,7 +14,7 @@ from mars.bench.result import Result, RunTotals, SessionRecord
 from mars.core.copies import HostMemory
 from mars.core.coscheduler import CoScheduler
 from mars.core.cost import CostModel
-from mars.core.events import Event, TurnStarted
+from mars.core.events import Event
 from mars.core.held import RetentionLimits
 from mars.core.policy import admission_policies, scheduling_policies, tool_policies
 from mars.core.reload import TieredCost
@@ -180,7 +180,7 @@ class _Run:
         self.events = EventLoop()
         self.recorder = Recorder(sink, keeps_turns=config.keeps_turns)
         emit = self.recorder.emit
-        self.engine = make_engine(config, machine, self._engine_event)
+        self.engine = make_engine(config, machine, emit)
         self.board = LoadBoard(self.engine.load, lambda: len(self.sessions.held))
         offers = {"cost": machine.prices}
         self.host = Host(
@@ -209,11 +209,6 @@ class _Run:
         if sink is not None and isinstance(self.engine, Engine):
             is_alive = self.sessions.is_alive
             Sampler(self.events, self.engine, self.host, self.driver, emit, is_alive)
-
-    def _engine_event(self, event: Event) -> None:
-        self.recorder.emit(event)
-        if isinstance(event, TurnStarted) and event.turn_index == 0:
-            self.sessions.started(event.session_id, event.num_cached_tokens)
 
     def expect(self, session: TraceSession) -> None:
         ideal_s = ideal_time_s(

@@ -262,10 +262,6 @@ class Sessions:
             request_id, session.session_id, contents.prompts[index], contents.replies[index], now
         )
 
-    def started(self, session_id: str, num_cached_tokens: int) -> None:
-        """The session's first turn runs, and found so much in the cache."""
-        self._live[session_id].session.shared_tokens = num_cached_tokens
-
     def finished(self, request_ids: list[str]) -> None:
         """Turns that the engine has finished; their tools follow."""
         now = self._events.now

@@ -22,9 +22,9 @@ NUM_BLIND = 2
 class Mars(BaseAdmission):
     """Admit what the memory will carry, and no faster than the CPUs show that they follow.
 
-    KV: ``common + sum of w x (own context + ahead) over active + (own first prompt + ahead)
-    <= target x pool``; own: less what is shared, which is ``common``; w is ``idle_weight``
-    for who acts for over 10 s, falling after 60, else 1; ahead: half the mean growth. Active
+    KV: ``sum of w x (context + ahead) over active + (first prompt + ahead) <= target x
+    pool``; w is ``idle_weight`` for who acts for over 10 s, falling after 60, else 1; ahead:
+    half the mean growth of the last 40 sessions that ended or compacted. Active
     ones of a later place count ``behind_weight``, within ``most_target`` x pool for all: policy
     ``mars`` pauses them between turns. In front of a stock engine ``working-set`` is better.
     CPU: as many as the tool slots feed, then one every ``pace_s``, then none (:class:`CpuGate`).
@@ -32,7 +32,7 @@ class Mars(BaseAdmission):
     Order: ``held since + most_lead_s x handicap``, short kinds first (:class:`ShortKindsFirst`).
     Others that fit pass one that does not for ``pass_share`` of its expected length, at most
     ``overdue_s``; who is held for ``force_s`` is admitted. Ours, built on 2604.26963.
-    Ignores: measured waste (moving the target by it measured worse).
+    Ignores: shared prefixes, measured waste (moving the target by it measured worse).
     """
 
     def __init__(
@@ -93,14 +93,13 @@ class Mars(BaseAdmission):
         self, queue: Sequence[HeldSession], active: ActiveSet, now: float
     ) -> list[HeldSession]:
         known, queued, weight = self.projection, self.queue, self.behind_weight
-        common = known.common_tokens(active)
-        most = self.target * known.pool_tokens - common
+        most = self.target * known.pool_tokens
         if is_roomy(known.host_tokens, known.pool_tokens):  # which keeps whoever is paused
             standing, most = queued.standing([]), math.inf
             budget = known.host_tokens - known.working_set_tokens(active, now)
         else:
             standing = queued.standing(known.needs(active, now, idle_weight=self.idle_weight))
-            budget = self.most_target * known.pool_tokens - common - standing.total
+            budget = self.most_target * known.pool_tokens - standing.total
         return fitting(
             queue,
             budget=budget,

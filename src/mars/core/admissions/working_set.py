@@ -19,15 +19,14 @@ NUM_BLIND = 2
 class WorkingSet(BaseAdmission):
     """Admit while the projected peaks of the active sessions fit in the KV pool.
 
-    ``common + sum over active of (own context + ahead) + (own first prompt + ahead) <= target
-    x pool``; own: less what is shared with others, which is ``common``, once; ahead: half
-    the mean growth of the last 40 finished sessions. First come, first served,
+    ``sum over active of (context + ahead) + (first prompt + ahead) <= target x pool``;
+    ahead: half the mean growth of the last 40 finished sessions. First come, first served,
     but one that does not fit is passed by others that do until it has waited ``overdue_s``;
     after ``force_s`` it is admitted anyway. Until the pool's size is known two are active.
 
     Source: DESIGN section 10 (target 1.3 and half the mean growth: as good as knowing).
 
-    Ignores: measured waste, CPU load.
+    Ignores: measured waste, CPU load, shared prefixes.
     """
 
     def __init__(
