@@ -39,8 +39,10 @@ class ValueOrderedBlocks:
         self._evicted = evicted
         self._order = WorthOrder(value, clock, revalued)
         self._by_owner: dict[str, FreeKVCacheBlockQueue] = {}
-        self._list_of: dict[int, str] = {}
-        self._last_user: dict[int, str] = {}
+        # By block id. Not dicts: those are built anew now and then, a millisecond at a time.
+        num_ids = 1 + max((block.block_id for block in stock.get_all_free_blocks()), default=-1)
+        self._list_of: list[str | None] = [None] * num_ids
+        self._last_user: list[str | None] = [None] * num_ids
         self.num_free_blocks = stock.num_free_blocks
         self.freeing: str | None = None
         """The session whose blocks are being freed right now."""
@@ -65,8 +67,7 @@ class ValueOrderedBlocks:
                 del self._by_owner[owner]
                 self._order.emptied(owner)
             for block in taken:
-                del self._list_of[block.block_id]
-                self._last_user.pop(block.block_id, None)
+                self._list_of[block.block_id] = self._last_user[block.block_id] = None
             if owner != SHARED:
                 self._evicted(owner, len(taken), value)
             blocks += taken
@@ -75,10 +76,11 @@ class ValueOrderedBlocks:
     def remove(self, block: KVCacheBlock) -> None:
         """A free block is used again (prefix hit)."""
         self.num_free_blocks -= 1
-        owner = self._list_of.pop(block.block_id, None)
+        owner = self._list_of[block.block_id]
         if owner is None:
             self._plain.remove(block)
             return
+        self._list_of[block.block_id] = None
         queue = self._by_owner[owner]
         queue.remove(block)
         if queue.num_free_blocks == 0:
@@ -97,7 +99,7 @@ class ValueOrderedBlocks:
         """
         self.num_free_blocks += len(blocks)
         freeing, last = self.freeing, self._last_user
-        names = [last.get(block.block_id, freeing) for block in blocks]
+        names = [last[block.block_id] or freeing for block in blocks]
         if freeing is not None:
             names = [freeing if name == freeing else SHARED for name in names]
         # Runs of one owner: a turn's own blocks, and what it shares with others.
@@ -117,14 +119,15 @@ class ValueOrderedBlocks:
         if queue is None:
             queue = self._by_owner[name] = FreeKVCacheBlockQueue([])
             self._order.add(name)
-        self._list_of.update(dict.fromkeys([block.block_id for block in blocks], name))
+        for block in blocks:
+            self._list_of[block.block_id] = name
         queue.append_n(blocks)
 
     def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
         """Blocks without content: used before all others."""
         self.num_free_blocks += len(blocks)
         for block in blocks:
-            self._last_user.pop(block.block_id, None)
+            self._last_user[block.block_id] = None
         self._plain.prepend_n(blocks)
 
     def get_all_free_blocks(self) -> list[KVCacheBlock]:
@@ -140,7 +143,7 @@ class ValueOrderedBlocks:
         vLLM's simple KV offload asks at each step and stops early: O(1) per block that is
         looked at. No block may come or go meanwhile.
         """
-        owner = None if cursor is None else self._list_of.get(cursor.block_id)
+        owner = None if cursor is None else self._list_of[cursor.block_id]
         if owner is None:
             yield from _behind(self._plain, cursor)
         order = self._order.owners()
@@ -154,20 +157,20 @@ class ValueOrderedBlocks:
     def use(self, session_id: str, blocks: Iterable[KVCacheBlock]) -> None:
         """Note who used these blocks last; two different users make a block shared."""
         last = self._last_user
-        ids = [block.block_id for block in blocks]
-        if set(map(last.get, ids)) <= {None, session_id}:
-            last.update(dict.fromkeys(ids, session_id))
-            return
-        for block_id in ids:
-            last[block_id] = session_id if last.get(block_id, session_id) == session_id else SHARED
+        for block in blocks:
+            before = last[block.block_id]
+            if before is None:
+                last[block.block_id] = session_id
+            elif before != session_id:
+                last[block.block_id] = SHARED
 
     def forget(self) -> None:
         """The prefix cache was reset: free blocks have no content and no owner any more."""
         for queue in self._by_owner.values():
             self._plain.prepend_n(queue.popleft_n(queue.num_free_blocks))
         self._by_owner.clear()
-        self._list_of.clear()
-        self._last_user.clear()
+        self._list_of[:] = [None] * len(self._list_of)
+        self._last_user[:] = [None] * len(self._last_user)
         self._order.clear()
 
     def problems(self) -> list[str]:
@@ -179,8 +182,9 @@ class ValueOrderedBlocks:
             if len(blocks) != queue.num_free_blocks or not blocks:
                 found.append(f"list of {owner!r} counts {queue.num_free_blocks}, has {len(blocks)}")
             listed.update((block.block_id, owner) for block in blocks)
-        if listed != self._list_of:
-            found.append(f"{len(listed)} blocks lie in lists, {len(self._list_of)} are recorded")
+        recorded = {i: owner for i, owner in enumerate(self._list_of) if owner is not None}
+        if listed != recorded:
+            found.append(f"{len(listed)} blocks lie in lists, {len(recorded)} are recorded")
         total = self._plain.num_free_blocks + len(listed)
         if total != self.num_free_blocks:
             found.append(f"{self.num_free_blocks} free blocks counted, {total} present")
