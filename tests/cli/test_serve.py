@@ -19,6 +19,7 @@ from mars.cli.engine_process import EngineProcess
 from mars.cli.errors import CliError
 from mars.cli.serve import serve_until_stopped
 from mars.config import GatewayConfig, MarsConfig
+from mars.core.events import EngineJoined
 from mars.gateway import listen
 from mars.telemetry.sink import read_events
 from tests.cli.conftest import Background, Run, is_gone, wait_until
@@ -77,6 +78,35 @@ def test_it_serves_logs_and_ends_with_everything_it_started(
         event.kind for event in read_events(events) if getattr(event, "session_id", "s1") == "s1"
     }
     assert {"session_arrived", "turn_finished", "engine_sampled"} <= kinds
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif("MARS_SLOW_TESTS" not in os.environ, reason="two engines; MARS_SLOW_TESTS=1")
+def test_two_data_parallel_ranks_are_both_followed(
+    background: Callable[..., Background], tmp_path: Path, free_port: int
+):
+    events = tmp_path / "events.jsonl"
+    served = background(
+        *ARGUMENTS,
+        "--port",
+        str(free_port),
+        "--kv-tokens",
+        "32000",
+        "--events",
+        str(events),
+        "--",
+        "--data-parallel-size",
+        "2",
+    )
+    served.says("MARS serves", 2 * BOOT_S)
+    for index in range(8):
+        assert _complete(free_port, f"s{index}").status_code == 200
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(60) == 0
+    seen = list(read_events(events))
+    ranks = {event.engine_rank for event in seen if isinstance(event, EngineJoined)}
+    assert ranks == {0, 1}
+    assert sum(event.kind == "turn_finished" for event in seen) == 8
 
 
 def test_a_dying_engine_is_reported_and_nothing_is_left(tmp_path: Path, free_port: int):
