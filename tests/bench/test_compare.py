@@ -4,17 +4,17 @@ from mars.bench.metrics import summarise
 from mars.bench.result import Result, RunTotals, SessionRecord
 
 
-def _run(label: str, scts: list[float | None]) -> Run:
+def _run(label: str, scts: list[float | None], gpu_busy: float | None = None) -> Run:
     sessions = [
         SessionRecord(session_id=f"s{i}", arrival_s=0.0, sct_s=sct, ideal_s=10.0)
         for i, sct in enumerate(scts)
     ]
-    summary = summarise(sessions, RunTotals(duration_s=100.0, preemptions=3))
+    summary = summarise(sessions, RunTotals(duration_s=100.0, preemptions=3, gpu_busy=gpu_busy))
     return Run(label, Result(summary=summary, sessions=sessions))
 
 
 FCFS = _run("fcfs", [40.0, 60.0, 80.0, 100.0])
-MARS = _run("mars", [20.0, 30.0, 40.0, 50.0])
+MARS = _run("mars", [20.0, 30.0, 40.0, 50.0], gpu_busy=0.5)
 
 
 def test_the_better_run_is_marked_in_the_direction_of_each_measure() -> None:
@@ -25,10 +25,18 @@ def test_the_better_run_is_marked_in_the_direction_of_each_measure() -> None:
     assert best["GPU busy"] == frozenset()  # neither way is better
 
 
-def test_unknown_values_show_as_a_dash() -> None:
-    cells = {row.label: row.cells for row in rows([FCFS])}
-    assert cells["TTFT, P99 (s)"] == ("-",)
-    assert cells["Completion time, mean (s)"] == ("70.0",)
+def test_unknown_values_show_as_a_dash_and_what_nobody_knows_not_at_all() -> None:
+    cells = {row.label: row.cells for row in rows([FCFS, MARS])}
+    assert cells["GPU busy"] == ("-", "50%")
+    assert "TTFT, P99 (s)" not in cells
+    assert cells["Completion time, mean (s)"] == ("70.0", "35.0")
+
+
+def test_goodput_is_unknown_where_no_time_alone_is() -> None:
+    sessions = [SessionRecord(session_id="s", arrival_s=0.0, sct_s=1.0)]
+    summary = summarise(sessions, RunTotals(duration_s=10.0))
+    labels = {row.label for row in rows([Run("r", Result(summary=summary, sessions=sessions))])}
+    assert "Goodput@3 (sessions/h)" not in labels
 
 
 def test_speed_up_is_paired_by_session() -> None:

@@ -94,7 +94,7 @@ def test_without_any_event_log_the_table_still_comes() -> None:
     assert "Completion time, mean (s)" in page
 
 
-def test_three_files_are_written(tmp_path: Path) -> None:
+def test_the_report_is_a_page_a_text_with_its_figures_and_the_numbers(tmp_path: Path) -> None:
     path = write_report(tmp_path / "r", RUNS, title="T", lead="L", command=["mars", "bench"])
     assert path.read_text().startswith("<!doctype html>")
     markdown = (tmp_path / "r" / "report.md").read_text()
@@ -102,6 +102,9 @@ def test_three_files_are_written(tmp_path: Path) -> None:
     assert "2.00x shorter than fcfs" in markdown
     summaries = json.loads((tmp_path / "r" / "report.json").read_text())
     assert summaries["fcfs"]["summary"]["sct_mean_s"] == 17.0
+    for name in ("session-timelines", "time-shares", "distributions", "loads"):
+        assert (tmp_path / "r" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"]({name}.png)" in markdown
 
 
 def test_request_details_have_the_shape_of_vllm_bench() -> None:

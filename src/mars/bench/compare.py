@@ -29,13 +29,18 @@ class Measure:
     better: int
 
 
+def _goodput(summary: Summary) -> float | None:
+    """Unknown where no session's time alone is."""
+    return summary.goodput.get("3") if summary.slowdown_mean is not None else None
+
+
 MEASURES: tuple[Measure, ...] = (
     Measure("Completion time, mean (s)", lambda s: s.sct_mean_s, ".1f", -1),
     Measure("Completion time, P50 (s)", lambda s: s.sct_p50_s, ".1f", -1),
     Measure("Completion time, P90 (s)", lambda s: s.sct_p90_s, ".1f", -1),
     Measure("Completion time, P95 (s)", lambda s: s.sct_p95_s, ".1f", -1),
     Measure("Slowdown, mean", lambda s: s.slowdown_mean, ".2f", -1),
-    Measure("Goodput@3 (sessions/h)", lambda s: s.goodput.get("3"), ".0f", 1),
+    Measure("Goodput@3 (sessions/h)", _goodput, ".0f", 1),
     Measure("Throughput (sessions/h)", lambda s: s.sessions_per_h, ".0f", 1),
     Measure("TTFT, P50 (s)", lambda s: s.ttft_p50_s, ".2f", -1),
     Measure("TTFT, P99 (s)", lambda s: s.ttft_p99_s, ".1f", -1),
@@ -60,8 +65,9 @@ class Row:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """The comparison table; unknown values show as a dash."""
-    return [_row(measure, runs) for measure in MEASURES]
+    """The comparison table; unknown values show as a dash, and no row where all are."""
+    made = [_row(measure, runs) for measure in MEASURES]
+    return [row for row in made if any(cell != "-" for cell in row.cells)]
 
 
 def _row(measure: Measure, runs: Sequence[Run]) -> Row:

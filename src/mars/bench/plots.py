@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -78,6 +79,12 @@ def svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue().decode()
     return text[text.index("<svg") :]
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """The figure as a picture."""
+    with mpl.rc_context(STYLE):
+        figure.savefig(path, dpi=110)
 
 
 def session_timelines(runs: Sequence[PlottedRun]) -> Figure:
@@ -200,20 +207,23 @@ def distributions(runs: Sequence[PlottedRun]) -> Figure:
     """Empirical distribution of completion time and of slowdown, one line per run."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 3.0), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        for index, run in enumerate(runs):
+        done = [finished(run.result.sessions) for run in runs]
+        knows_alone = any(slowdowns(sessions) for sessions in done)
+        axes = figure.subplots(1, 1 + knows_alone, sharey=True, squeeze=False)[0]
+        for index, (run, sessions) in enumerate(zip(runs, done, strict=True)):
             look = {"color": RUN_COLOURS[index % 6], "linestyle": RUN_DASHES[index % 6]}
-            done = finished(run.result.sessions)
-            _step(left, completion_times_s(done), run.label, look)
-            _step(right, slowdowns(done), run.label, look)
-        right.axvline(3.0, color="#999999", lw=0.8, ls=":")
-        left.set_xlabel("session completion time (s)")
-        right.set_xlabel("slowdown against the session alone (3 = goodput bar)")
-        left.set_ylabel("share of sessions")
-        for axis in (left, right):
+            _step(axes[0], completion_times_s(sessions), run.label, look)
+            if knows_alone:
+                _step(axes[1], slowdowns(sessions), run.label, look)
+        axes[0].set_xlabel("session completion time (s)")
+        axes[0].set_ylabel("share of sessions")
+        if knows_alone:
+            axes[1].axvline(3.0, color="#999999", lw=0.8, ls=":")
+            axes[1].set_xlabel("slowdown against the session alone (3 = goodput bar)")
+        for axis in axes:
             axis.set_xlim(left=0)
             axis.set_ylim(0, 1.02)
-        left.legend(loc="lower right")
+        axes[0].legend(loc="lower right")
     return figure
 
 

@@ -69,7 +69,7 @@ _FIGURES = (
 def write_report(
     folder: Path, runs: Sequence[PlottedRun], *, title: str, lead: str, command: Sequence[str]
 ) -> Path:
-    """Write ``report.html``, ``report.md`` and ``report.json`` into ``folder``.
+    """Write ``report.html``, ``report.md`` with its figures, and ``report.json``.
 
     Args:
         folder: where to.
@@ -86,13 +86,25 @@ def write_report(
     verdicts = [speed_up_text(run, compared[0]) for run in compared[1:]]
     path = folder / "report.html"
     path.write_text(html_report(runs, title, lead, verdicts, command), encoding="utf-8")
-    text = [f"# {title}", lead, *verdicts, markdown(compared)]
-    text += [f"- {run.label}: {quality_text(run.result.replay)}" for run in runs]
-    text += ["", f"Command: `{shlex.join(command)}`"]
-    (folder / "report.md").write_text("\n\n".join(text[:4]) + "\n" + "\n".join(text[4:]) + "\n")
+    notes = "\n".join(f"- {run.label}: {quality_text(run.result.replay)}" for run in runs)
+    text = [f"# {title}", lead, *verdicts, markdown(compared).rstrip(), notes]
+    text += [f"Made by `{shlex.join(command)}`", *_pictures(folder, runs)]
+    (folder / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     summaries = {run.label: _summary(run.result) for run in runs}
     (folder / "report.json").write_text(json.dumps(summaries, indent=1) + "\n")
     return path
+
+
+def _pictures(folder: Path, runs: Sequence[PlottedRun]) -> list[str]:
+    """The figures as PNG files in ``folder``, and as Markdown; none without event logs."""
+    if not any(run.timeline for run in runs):
+        return []
+    parts: list[str] = []
+    for heading, draw, caption in _FIGURES:
+        name = f"{draw.__name__.replace('_', '-')}.png"
+        plots.write_png(draw(runs), folder / name)
+        parts += [f"## {heading}", f"![{heading}]({name})", caption]
+    return parts
 
 
 def html_report(

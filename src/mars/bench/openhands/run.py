@@ -256,6 +256,8 @@ def _fill(records: Sequence[SessionRecord], line: Timeline, seed: int) -> None:
     for record in records:
         record.session_id = conversation_id(record.session_id, seed)
     fill_records(records, line)
+    for record, name in zip(records, names, strict=True):
+        line.spans[name] = line.spans.pop(record.session_id, [])
     views = {v.session_id: v for v in [*line.fold.ended.values(), *line.fold.sessions.values()]}
     for name, record in zip(names, records, strict=True):
         view = views.get(record.session_id)
