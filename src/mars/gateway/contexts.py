@@ -77,7 +77,7 @@ class Contexts:
         """What this request is to its session; to be asked once, before its turn begins."""
         context = self._contexts.setdefault(session.session_id, Context())
         text = bytes(looked_at.messages) or bytes(looked_at.input) or bytes(looked_at.prompt)
-        line = Line(_sums(text), len(text), len(bytes(looked_at.tools)) > len(b"[]"))
+        line = Line(_sums(text), len(text), looked_at.offers_tools)
         known = max(context.lines, key=lambda old: _share(old, line), default=None)
         kept_bytes = _kept_bytes(known, line) if known else 0
         is_next = known is not None and _share(known, line) >= SAME_SHARE

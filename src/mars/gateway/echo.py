@@ -84,8 +84,7 @@ class EchoIndex:
         conversation of its own, also where it is about another one.
         """
         turns = [*_list(body.messages), *_list(body.input)]
-        has_tools = len(bytes(body.tools)) > len(b"[]")
-        if has_tools or any(turn.get("role") == "assistant" for turn in turns):
+        if body.offers_tools or any(turn.get("role") == "assistant" for turn in turns):
             return None
         found: set[str | None] = set()
         for turn in turns:

@@ -59,6 +59,11 @@ class Peek(msgspec.Struct):
     tools: msgspec.Raw = msgspec.Raw(b"")
     system: msgspec.Raw = msgspec.Raw(b"")
 
+    @property
+    def offers_tools(self) -> bool:
+        """Whether the model is told of any tool."""
+        return len(bytes(self.tools)) > len(b"[]")
+
 
 _peek_decoder = msgspec.json.Decoder(Peek)
 

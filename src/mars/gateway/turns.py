@@ -125,7 +125,7 @@ class Turns:
             arrived_at=arrived_at,
         )
         turn.is_last = who.is_final
-        turn.offers_tools = len(bytes(looked_at.tools)) > len(b"[]")
+        turn.offers_tools = looked_at.offers_tools
         self.admission.begin_turn(session, is_side=verdict.is_side)
         self._count(+1)
         turn.submitted(max_output_tokens(looked_at))
