@@ -138,11 +138,11 @@ class Projection:
         ahead = self.growth.ahead_tokens()
         for session in active.sessions.values():
             since = session.last_turn_finished_at
-            is_acting = session.activity is Activity.ACTING and since is not None
-            is_idle = is_acting and now - (since or 0.0) > idle_s
             tokens = self.present_tokens(session) + ahead
-            if is_idle:
-                tokens *= idle_weight * min(1.0, RETURNS_S / (now - (since or 0.0)))
+            if session.activity is Activity.ACTING and since is not None:
+                away_s = now - since
+                if away_s > idle_s:
+                    tokens *= idle_weight * min(1.0, RETURNS_S / away_s)
             yield session, tokens
 
 

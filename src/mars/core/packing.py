@@ -77,6 +77,15 @@ def fitting(
     return chosen
 
 
+def overdue_first(
+    queue: Sequence[HeldSession], chosen: Sequence[HeldSession], now: float, force_s: float
+) -> list[HeldSession]:
+    """Those of ``queue`` held for longer than ``force_s``, then the rest of ``chosen``."""
+    late = [h for h in queue if now - h.held_since > force_s]
+    names = {h.session.session_id for h in late}
+    return [*late, *(h for h in chosen if h.session.session_id not in names)]
+
+
 def few_long(
     queue: Sequence[HeldSession],
     active: ActiveSet,

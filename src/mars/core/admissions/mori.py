@@ -10,7 +10,7 @@ from typing import Any
 
 from mars.core.forecast import Projection
 from mars.core.model import ActiveSet, Activity, HeldSession, Load, Session
-from mars.core.packing import in_arrival_order
+from mars.core.packing import in_arrival_order, overdue_first
 from mars.core.policy import BaseAdmission, admission_policies
 
 NUM_BLIND = 2
@@ -74,14 +74,13 @@ class Mori(BaseAdmission):
         self, held: Sequence[HeldSession], active: ActiveSet, load: Load, now: float
     ) -> list[str]:
         queue = in_arrival_order(held)
-        late = [h for h in queue if now - h.held_since > self.force_s]
         if not self.projection.saw(load):
             chosen = queue[: max(0, NUM_BLIND - len(active))]
         elif self._paused and len(active):
             chosen = []
         else:
             chosen = self._fitting(queue, active)
-        chosen = [*late, *(h for h in chosen if h not in late)]
+        chosen = overdue_first(queue, chosen, now, self.force_s)
         for h in chosen:
             self.projection.admitted(h)
         return [h.session.session_id for h in chosen]

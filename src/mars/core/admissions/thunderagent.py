@@ -9,7 +9,7 @@ from typing import Any
 
 from mars.core.forecast import Projection
 from mars.core.model import ActiveSet, Activity, HeldSession, Load, Session
-from mars.core.packing import fitting, in_arrival_order
+from mars.core.packing import fitting, in_arrival_order, overdue_first
 from mars.core.policy import BaseAdmission, admission_policies
 
 PER_SESSION_TOKENS = 100
@@ -49,7 +49,6 @@ class ThunderAgent(BaseAdmission):
         self, held: Sequence[HeldSession], active: ActiveSet, load: Load, now: float
     ) -> list[str]:
         queue = in_arrival_order(held)
-        late = [h for h in queue if now - h.held_since > self.force_s]
         if not self.projection.saw(load):
             chosen = queue[: max(0, NUM_BLIND - len(active))]
         elif not len(active):
@@ -65,8 +64,7 @@ class ThunderAgent(BaseAdmission):
             )
         else:
             chosen = []
-        names = {h.session.session_id for h in late}
-        chosen = [*late, *(h for h in chosen if h.session.session_id not in names)]
+        chosen = overdue_first(queue, chosen, now, self.force_s)
         for h in chosen:
             self.projection.admitted(h)
         return [h.session.session_id for h in chosen]
