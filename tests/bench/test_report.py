@@ -11,7 +11,7 @@ import pytest
 from mars.bench import plots
 from mars.bench.metrics import summarise
 from mars.bench.plots import PlottedRun
-from mars.bench.report import html_report, write_report
+from mars.bench.report import figures, html_report, write_report
 from mars.bench.requests import request_details
 from mars.bench.result import ReplayQuality, Result, RunTotals, SessionRecord, TurnRecord
 from mars.bench.timeline import build_timeline
@@ -79,7 +79,9 @@ def test_a_figure_is_well_formed_and_the_same_each_time(draw) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_escapes_names() -> None:
-    page = html_report(RUNS, "Title & more", "lead", ["verdict"], ["mars", "bench", "demo"])
+    page = html_report(
+        RUNS, "Title & more", "lead", ["verdict"], ["mars", "bench", "demo"], figures(RUNS)
+    )
     assert not re.search(r'(?:src|href)="(?!#)', page)
     assert "mars &lt;best&gt;" in page
     assert "Title &amp; more" in page
@@ -89,7 +91,8 @@ def test_the_page_needs_nothing_from_elsewhere_and_escapes_names() -> None:
 
 
 def test_without_any_event_log_the_table_still_comes() -> None:
-    page = html_report([_run("fcfs", 1.0, with_log=False)], "t", "l", [], ["x"])
+    runs = [_run("fcfs", 1.0, with_log=False)]
+    page = html_report(runs, "t", "l", [], ["x"], figures(runs))
     assert "<figure>" not in page
     assert "Completion time, mean (s)" in page
 

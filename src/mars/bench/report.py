@@ -8,7 +8,9 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
 
 from mars.bench import plots
 from mars.bench.compare import Run, markdown, rows, speed_up_text
@@ -66,6 +68,15 @@ _FIGURES = (
 )
 
 
+class Drawn(NamedTuple):
+    """A figure with its heading, the name of its file and its caption."""
+
+    heading: str
+    name: str
+    figure: Figure
+    caption: str
+
+
 def write_report(
     folder: Path, runs: Sequence[PlottedRun], *, title: str, lead: str, command: Sequence[str]
 ) -> Path:
@@ -85,25 +96,33 @@ def write_report(
     compared = [Run(run.label, run.result) for run in runs]
     verdicts = [speed_up_text(run, compared[0]) for run in compared[1:]]
     path = folder / "report.html"
-    path.write_text(html_report(runs, title, lead, verdicts, command), encoding="utf-8")
+    drawn = figures(runs)
+    path.write_text(html_report(runs, title, lead, verdicts, command, drawn), encoding="utf-8")
     notes = "\n".join(f"- {run.label}: {quality_text(run.result.replay)}" for run in runs)
     text = [f"# {title}", lead, *verdicts, markdown(compared).rstrip(), notes]
-    text += [f"Made by `{shlex.join(command)}`", *_pictures(folder, runs)]
+    text += [f"Made by `{shlex.join(command)}`", *_pictures(folder, drawn)]
     (folder / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     summaries = {run.label: _summary(run.result) for run in runs}
     (folder / "report.json").write_text(json.dumps(summaries, indent=1) + "\n")
     return path
 
 
-def _pictures(folder: Path, runs: Sequence[PlottedRun]) -> list[str]:
-    """The figures as PNG files in ``folder``, and as Markdown; none without event logs."""
+def figures(runs: Sequence[PlottedRun]) -> list[Drawn]:
+    """All figures, drawn; none without event logs."""
     if not any(run.timeline for run in runs):
         return []
+    return [
+        Drawn(heading, draw.__name__.replace("_", "-"), draw(runs), caption)
+        for heading, draw, caption in _FIGURES
+    ]
+
+
+def _pictures(folder: Path, drawn: Sequence[Drawn]) -> list[str]:
+    """The figures as PNG files in ``folder``, and as Markdown."""
     parts: list[str] = []
-    for heading, draw, caption in _FIGURES:
-        name = f"{draw.__name__.replace('_', '-')}.png"
-        plots.write_png(draw(runs), folder / name)
-        parts += [f"## {heading}", f"![{heading}]({name})", caption]
+    for each in drawn:
+        plots.write_png(each.figure, folder / f"{each.name}.png")
+        parts += [f"## {each.heading}", f"![{each.heading}]({each.name}.png)", each.caption]
     return parts
 
 
@@ -113,6 +132,7 @@ def html_report(
     lead: str,
     verdicts: Sequence[str],
     command: Sequence[str],
+    drawn: Sequence[Drawn],
 ) -> str:
     """The whole page."""
     parts = [
@@ -122,12 +142,10 @@ def html_report(
         _table(runs),
         *(_quality_note(run) for run in runs),
     ]
-    if any(run.timeline for run in runs):
-        for heading, draw, caption in _FIGURES:
-            parts.append(f"<h2>{_text(heading)}</h2>")
-            parts.append(
-                f"<figure>{plots.svg(draw(runs))}<figcaption>{_text(caption)}</figcaption></figure>"
-            )
+    for each in drawn:
+        picture, caption = plots.svg(each.figure), _text(each.caption)
+        parts.append(f"<h2>{_text(each.heading)}</h2>")
+        parts.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
     parts.append(_how(runs, command))
     body = "\n".join(parts)
     return (
