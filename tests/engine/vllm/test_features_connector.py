@@ -19,7 +19,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
 
-from mars.engine.vllm.compat import CONNECTORS_SINCE, release, vllm_version
+from tests.engine.vllm.connectors import NEEDS_CONNECTORS
 from tests.engine.vllm.feature_engine import (
     ASYNC,
     BLOCK,
@@ -30,13 +30,7 @@ from tests.engine.vllm.feature_engine import (
     lengths,
 )
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        (release(vllm_version()) or CONNECTORS_SINCE) < CONNECTORS_SINCE,
-        reason="refused at start on this vLLM",
-    ),
-]
+pytestmark = NEEDS_CONNECTORS
 
 LATENCY = 3
 """Steps that a load or a send takes."""

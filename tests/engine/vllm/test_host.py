@@ -13,20 +13,14 @@ pytest.importorskip("vllm")
 
 from mars.core.copies import HostLink, HostMemory
 from mars.core.reload import TieredCost
-from mars.engine.vllm.compat import CONNECTORS_SINCE, release, vllm_version
 from mars.engine.vllm.host import ASSUMED_LINK, HostFacts, host_facts
 from mars.engine.vllm.virtual import VirtualEngine, VirtualShape
 from mars.profiles import load_profile
 from mars.sim.run import Machine, SimConfig, simulate, simulated_engine
+from tests.engine.vllm.connectors import NEEDS_CONNECTORS
 from tests.sim.workloads import Shape
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        (release(vllm_version()) or CONNECTORS_SINCE) < CONNECTORS_SINCE,
-        reason="refused at start on this vLLM",
-    ),
-]
+pytestmark = NEEDS_CONNECTORS
 
 THRASH = Shape(3, num_sessions=12, rate=8.0, growth_tokens=5000, num_turns=4)
 CONFIG = SimConfig(policy="mars", kv_tokens=24_000, host_kv_tokens=200_000, is_async=True)

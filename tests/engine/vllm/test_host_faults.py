@@ -15,20 +15,14 @@ from vllm.v1.request import RequestStatus
 
 from mars.bench.result import Result
 from mars.core.copies import HostLink, HostMemory
-from mars.engine.vllm.compat import CONNECTORS_SINCE, release, vllm_version
 from mars.engine.vllm.integrity import check_integrity
 from mars.engine.vllm.virtual import VirtualShape, VirtualTimeScheduler
 from mars.sim.run import Machine, SimConfig, simulate
+from tests.engine.vllm.connectors import NEEDS_CONNECTORS
 from tests.engine.vllm.kv_contents import CheckedEngine
 from tests.sim.workloads import Shape
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(
-        (release(vllm_version()) or CONNECTORS_SINCE) < CONNECTORS_SINCE,
-        reason="refused at start on this vLLM",
-    ),
-]
+pytestmark = NEEDS_CONNECTORS
 
 THRASH = Shape(3, num_sessions=16, rate=8.0, growth_tokens=5000, num_turns=5)
 POOL = 24_000
