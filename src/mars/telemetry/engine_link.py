@@ -81,10 +81,9 @@ class EngineLink:
         """Queue an event for the batch of this step."""
         if self._publisher is None:
             return
-        if isinstance(event, HostKvSampled):
+        if self._rank and isinstance(event, EngineSampled | HostKvSampled):
             event = dataclasses.replace(event, engine_rank=self._rank)
-        elif isinstance(event, EngineSampled):
-            event = dataclasses.replace(event, engine_rank=self._rank) if self._rank else event
+        if isinstance(event, EngineSampled):
             self._last_sample = event
         self._pending.append(event)
 
